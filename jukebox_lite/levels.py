@@ -1,0 +1,79 @@
+"""The words every other module speaks: what a codec writes and a prior models.
+
+Shapes, everywhere in the package:
+    B batch    C audio channels    N audio samples    T time steps
+    K codebooks    D features    V vocabulary    H heads    S memory steps
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from jukebox_lite.errors import InputError
+
+Codes = dict[str, Tensor]  # level name -> [B, K, T] int64 tokens, or [B, D, T] float latents
+UNKNOWN = ""  # the first value of every label's vocabulary: absent, or never seen in training
+
+
+@dataclass(frozen=True)
+class Level:
+    """One rung between a waveform and its most abstract description."""
+
+    name: str
+    vocab_size: int | None  # entries per codebook; None where the level is continuous
+    channels: int = 1  # K codebooks, or D latent dimensions
+    hop_length: int | None = None  # audio samples per time step; None where time is symbolic
+
+
+@dataclass
+class Window:
+    """The same seconds of a batch of songs on every level, and what is known of them.
+
+    `labels` holds class indices [B] int64 by label name, and three times [B] float in seconds:
+    "total_seconds" (length of the song), "start_seconds" and "end_seconds" (of this window in it).
+    """
+
+    codes: Codes
+    labels: dict[str, Tensor] = field(default_factory=dict)
+
+    def to(self, device: torch.device | str) -> "Window":
+        """The same window on another device."""
+        return Window(
+            {name: codes.to(device, non_blocking=True) for name, codes in self.codes.items()},
+            {name: values.to(device, non_blocking=True) for name, values in self.labels.items()},
+        )
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a prior is told of its place: its level, the one above it, and the values each label can take."""
+
+    level: Level
+    above: Level | None = None  # the next coarser level; None for the top
+    vocabulary: Mapping[str, Sequence[str]] = field(default_factory=dict)  # label -> values, UNKNOWN first
+
+    @property
+    def ratio(self) -> int:
+        """Steps of this level per step of the level above; 1 at the top."""
+        return self.above.hop_length // self.level.hop_length if self.above else 1
+
+    def indices(self, labels: Mapping[str, Sequence[str]]) -> dict[str, Tensor]:
+        """Label values, one a song, as class indices [B] int64 for every label of the vocabulary.
+
+        A label that is not mentioned is UNKNOWN. Raises InputError on a label or value that the vocabulary lacks.
+        """
+        for name, values in labels.items():
+            if name not in self.vocabulary:
+                known = ", ".join(self.vocabulary) or "no labels"
+                raise InputError(f"labels.{name}: the prior of level {self.level.name} was trained with {known}")
+            if wrong := sorted(set(values) - set(self.vocabulary[name])):
+                raise InputError(
+                    f"labels.{name}={wrong[0]}: the {self.level.name} prior knows {', '.join(self.vocabulary[name][1:])}"
+                )
+        count = max((len(values) for values in labels.values()), default=1)
+        return {
+            name: torch.tensor([values.index(v) for v in labels.get(name, [UNKNOWN] * count)])
+            for name, values in self.vocabulary.items()
+        }

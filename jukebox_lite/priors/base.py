@@ -1,0 +1,43 @@
+"""What every prior promises: a loss on a window, and the window's level filled in."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from jukebox_lite.levels import Facts, Window
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How to draw from a distribution over the vocabulary."""
+
+    temperature: float = 1.0  # 0 takes the likeliest
+    top_k: int | None = None  # only the k likeliest
+    top_p: float | None = None  # only the likeliest that together hold this much probability
+
+
+@dataclass
+class Loss:
+    """What a prior makes of a batch of windows."""
+
+    total: Tensor  # []
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Prior(nn.Module, ABC):
+    """A model of one level, given the level above it and the labels."""
+
+    facts: Facts
+    context_length: int  # time steps of its level in a window
+
+    @abstractmethod
+    def loss(self, window: Window) -> Loss:
+        """How surprising the level's codes [B, K, T] are, in nats."""
+
+    @abstractmethod
+    def sample(self, window: Window, sampler: Sampler, noise: Tensor) -> Tensor:
+        """Codes [B, K, T] for the whole window; begins with window.codes[level], if it is there.
+
+        `noise` [B, K, T], uniform in [0, 1), decides every draw: equal noise, equal codes.
+        """

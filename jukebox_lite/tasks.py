@@ -1,0 +1,53 @@
+"""What a training run learns. A task owns its models, its data and the shape of one step."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+Metrics = dict[str, Tensor]  # name -> []
+Models = dict[str, nn.Module]
+Update = Callable[[str, Tensor], None]  # update("codec", loss): one descent step of that model
+
+
+@dataclass
+class Listening:
+    """Something to hear of a model in training: clips of equal rank, and figures about them."""
+
+    clips: dict[str, Tensor]  # title -> audio [C, N]
+    sample_rate: int
+    figures: dict[str, str] = field(default_factory=dict)
+
+
+class Task(ABC):
+    """What is learnt, and from what. The trainer hands `step`, `validate` and `listen` the models to use:
+    wrapped for several devices, or averaged; `models` are the bare ones, as built.
+    """
+
+    models: Models  # what is learnt, by name; each gets an optimizer of its own
+    forward_methods: tuple[str, ...] = ()  # methods besides forward that compute gradients
+    num_validation_batches: int
+    vocabulary: dict[str, list[str]]  # what the labels' indices mean; saved with the run
+    rate_unit: str  # what `amount` counts, for the progress line: "audio s", "tokens"
+
+    @abstractmethod
+    def batch(self, split: str, step: int) -> Any:
+        """The batch of a step, "train" or "val", on the CPU: a pure function of (seed, split, step)."""
+
+    @abstractmethod
+    def amount(self, batch: Any) -> float:
+        """How much of `rate_unit` a batch holds."""
+
+    @abstractmethod
+    def step(self, models: Models, batch: Any, update: Update) -> Metrics:
+        """One training step, written as the algorithm is: losses, and an `update` for each model."""
+
+    @abstractmethod
+    def validate(self, models: Models, batch: Any) -> Metrics:
+        """Metrics of a held-out batch; "score" is what sweeps compare, lower is better."""
+
+    @abstractmethod
+    def listen(self, models: Models) -> Listening:
+        """Something to hear: the first held-out clips and what the models make of them."""
