@@ -69,9 +69,8 @@ class Facts:
                 known = ", ".join(self.vocabulary) or "no labels"
                 raise InputError(f"labels.{name}: the prior of level {self.level.name} was trained with {known}")
             if wrong := sorted(set(values) - set(self.vocabulary[name])):
-                raise InputError(
-                    f"labels.{name}={wrong[0]}: the {self.level.name} prior knows {', '.join(self.vocabulary[name][1:])}"
-                )
+                known = ", ".join(self.vocabulary[name][1:]) or "no value of it"
+                raise InputError(f"labels.{name}={wrong[0]}: the prior of level {self.level.name} knows {known}")
         count = max((len(values) for values in labels.values()), default=1)
         return {
             name: torch.tensor([values.index(v) for v in labels.get(name, [UNKNOWN] * count)])

@@ -5,7 +5,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from jukebox_lite.codecs.base import Codec
+from jukebox_lite.codecs.vqvae import HierarchicalVQVAE
+from jukebox_lite.datasets.audio_windows import AudioWindows
+from jukebox_lite.datasets.code_cache import codec_fingerprint
+from jukebox_lite.datasets.code_windows import CodeWindows
+from jukebox_lite.errors import InputError
+from jukebox_lite.levels import Facts, Window
+from jukebox_lite.losses import WeightedSum
+from jukebox_lite.metrics.codecs import code_histogram, code_use, decibels, perplexity, spectral_convergence
+from jukebox_lite.priors.base import Prior, Sampler
 
 Metrics = dict[str, Tensor]  # name -> []
 Models = dict[str, nn.Module]
@@ -31,6 +43,8 @@ class Task(ABC):
     num_validation_batches: int
     vocabulary: dict[str, list[str]]  # what the labels' indices mean; saved with the run
     rate_unit: str  # what `amount` counts, for the progress line: "audio s", "tokens"
+    about: str  # lines for people: the songs, what was set aside, what the codes are like
+    fingerprints: dict[str, str]  # of the songs, and of the codec that a prior speaks for
 
     @abstractmethod
     def batch(self, split: str, step: int) -> Any:
@@ -51,3 +65,132 @@ class Task(ABC):
     @abstractmethod
     def listen(self, models: Models) -> Listening:
         """Something to hear: the first held-out clips and what the models make of them."""
+
+
+class CodecTask(Task):
+    """Reconstruct every level from its own codes (Jukebox, section 3)."""
+
+    rate_unit = "audio s"
+
+    def __init__(
+        self,
+        codec: HierarchicalVQVAE,
+        windows: Callable[..., AudioWindows],
+        loss: WeightedSum,
+        num_validation_batches: int = 4,
+        num_clips: int = 2,
+    ):
+        self.models = {"codec": codec}
+        self.loss, self.num_validation_batches, self.num_clips = loss, num_validation_batches, num_clips
+        self.vocabulary = {}
+        self.codec = codec
+        self.windows = windows(sample_rate=codec.sample_rate, channels=codec.channels)
+        self.about = self.windows.songs.summary()
+        self.fingerprints = {"songs": self.windows.songs.fingerprint()}
+
+    def batch(self, split: str, step: int) -> Tensor:
+        """Audio [B, C, N]"""
+        return self.windows.batch(split, step)
+
+    def amount(self, batch: Tensor) -> float:
+        return batch.shape[0] * batch.shape[-1] / self.codec.sample_rate
+
+    def losses(self, models: Models, audio: Tensor) -> tuple[Tensor, Metrics, dict[str, Tensor]]:
+        """The loss [] to descend, what it is made of, and each level's reconstruction [B, C, N]."""
+        self.loss.to(audio.device)
+        total, metrics, heard = audio.new_zeros(()), {}, {}
+        for level, (reconstruction, quantized) in models["codec"](audio).items():
+            loss, terms = self.loss(reconstruction, audio)
+            total = total + loss + quantized.loss
+            heard[level] = reconstruction.detach()
+            histogram = code_histogram(quantized.codes, self.codec.level(level).vocab_size)
+            terms |= {"commitment": quantized.loss, "use": code_use(histogram), "perplexity": perplexity(histogram)}
+            metrics |= {f"{name}/{level}": value.detach() for name, value in terms.items()}
+        return total, metrics, heard
+
+    def step(self, models: Models, batch: Tensor, update: Update) -> Metrics:
+        loss, metrics, _ = self.losses(models, batch)
+        update("codec", loss)
+        return metrics
+
+    def validate(self, models: Models, batch: Tensor) -> Metrics:
+        loss, metrics, heard = self.losses(models, batch)
+        for level, reconstruction in heard.items():
+            metrics[f"spectral_convergence/{level}"] = spectral_convergence(reconstruction, batch)
+        return metrics | {"score": loss.detach()}
+
+    def listen(self, models: Models) -> Listening:
+        """The first held-out clips, as they are and from each level's codes."""
+        audio = self.batch("val", 0)[: self.num_clips].to(next(models["codec"].parameters()).device)
+        clips, figures = {}, {}
+        for level, (reconstruction, _) in models["codec"](audio).items():
+            figures[f"spectral convergence, {level}"] = (
+                f"{decibels(spectral_convergence(reconstruction, audio).item()):.1f} dB"
+            )
+            clips |= {f"clip {i + 1}, {level}": clip.clamp(-1, 1) for i, clip in enumerate(reconstruction)}
+        originals = {f"clip {i + 1}, original": clip for i, clip in enumerate(audio)}
+        return Listening(dict(sorted((originals | clips).items())), self.codec.sample_rate, figures)
+
+
+class PriorTask(Task):
+    """Predict one level's codes from their past, the level above and the labels (Jukebox, section 4)."""
+
+    forward_methods = ("loss",)
+    rate_unit = "tokens"
+
+    def __init__(
+        self,
+        codec: Codec,
+        level: str,
+        prior: Callable[..., Prior],
+        windows: Callable[..., CodeWindows],
+        sampler: Sampler,
+        num_validation_batches: int = 8,
+        num_clips: int = 2,
+    ):
+        self.codec, self.sampler, self.num_clips = codec, sampler, num_clips
+        self.windows = windows(codec=codec)
+        self.num_validation_batches, self.vocabulary = num_validation_batches, self.windows.vocabulary
+        self.facts = Facts(codec.level(level), codec.above(level), self.vocabulary)
+        model = prior(facts=self.facts)
+        if model.context_length % self.facts.ratio:
+            raise InputError(
+                f"prior.context_length={model.context_length} is no multiple of {self.facts.ratio}, "
+                f"the steps of level {level} per step of {codec.above(level).name}"
+            )
+        self.context_length = model.context_length
+        self.models = {"prior": model}
+        self.about = f"{self.windows.songs.summary()}\n{self.windows.cache.summary()}"
+        self.fingerprints = {"songs": self.windows.songs.fingerprint(), "codec": codec_fingerprint(codec)}
+
+    def batch(self, split: str, step: int) -> Window:
+        return self.windows.batch(split, step, self.facts, self.context_length)
+
+    def amount(self, batch: Window) -> float:
+        return batch.codes[self.facts.level.name].numel()
+
+    def step(self, models: Models, batch: Window, update: Update) -> Metrics:
+        loss = models["prior"].loss(batch)
+        update("prior", loss.total)
+        return loss.metrics
+
+    def validate(self, models: Models, batch: Window) -> Metrics:
+        loss = models["prior"].loss(batch)
+        return loss.metrics | {"score": loss.total.detach()}
+
+    def listen(self, models: Models) -> Listening:
+        """Held-out windows as their codes sound, and windows sampled with the same labels and level above."""
+        device = next(models["prior"].parameters()).device
+        level, window = self.facts.level, self.batch("val", 0).to(device)
+        real = window.codes.pop(level.name)[: self.num_clips]
+        window = Window(
+            {name: codes[: self.num_clips] for name, codes in window.codes.items()},
+            {name: values[: self.num_clips] for name, values in window.labels.items()},
+        )
+        noise = torch.rand(real.shape, generator=torch.Generator().manual_seed(0)).to(device)
+        sampled = models["prior"].sample(window, self.sampler, noise)
+        clips = {}
+        for kind, codes in (("real codes", real), ("sampled", sampled)):
+            heard = self.codec.decode({level.name: codes.cpu()})
+            clips |= {f"clip {i + 1}, {kind}": clip for i, clip in enumerate(heard)}
+        return Listening(dict(sorted(clips.items())), self.codec.sample_rate)

@@ -14,6 +14,7 @@ class Codec(ABC):
     sample_rate: int  # Hz of the audio it takes and gives
     channels: int  # audio channels C
     levels: tuple[Level, ...]  # coarse to fine
+    halo: int = 0  # samples to either side of a code that it depends on, a multiple of every hop
 
     @abstractmethod
     def encode(self, audio: Tensor) -> Codes:

@@ -1,0 +1,243 @@
+"""Audio files in and out: probe, read a window, stream, write. soundfile decodes, soxr resamples."""
+
+import math
+import os
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from jukebox_lite.errors import InputError
+
+_CREDIBLE_RATES = (1_000, 768_000)  # Hz; a header outside of this is damaged
+_MARGIN = 256  # samples of the slower rate around a window; soxr's filter reaches about 80
+_BLOCK = 1 << 16  # frames per read or write of a stream
+_OPEN_ENDED = 0x7FFF_0000  # chunk sizes from here on mean "unknown when the header was written"
+_CUT_CHUNK = re.compile(r"^\s*(?:data|SSND) : (\d+) \(should be (\d+)\)", re.MULTILINE)
+_FORMATS = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS")}
+_stderr_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What the header of an audio file says."""
+
+    sample_rate: int  # Hz
+    channels: int
+    num_frames: int  # samples per channel
+
+    @property
+    def seconds(self) -> float:
+        """Length in seconds."""
+        return self.num_frames / self.sample_rate
+
+    def num_samples(self, sample_rate: int) -> int:
+        """Samples per channel once resampled to `sample_rate` Hz."""
+        return (2 * self.num_frames * sample_rate + self.sample_rate) // (2 * self.sample_rate)
+
+
+def probe(path: str | Path) -> AudioInfo:
+    """The header's facts, having checked that the file's end is there, without decoding all of it.
+
+    Raises InputError with a short reason (not the path) on a file that is empty, not audio or cut off.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size == 0:
+            raise InputError("empty file (0 bytes)")
+        with _quiet(path), soundfile.SoundFile(path) as file:
+            info = AudioInfo(file.samplerate, file.channels, file.frames)
+            container, log = file.format, file.extra_info
+    except soundfile.SoundFileError as error:
+        raise InputError(f"not readable as audio ({_reason(error)})") from error
+    except OSError as error:
+        raise InputError(f"cannot be opened ({error.strerror})") from error
+    low, high = _CREDIBLE_RATES
+    if not low <= info.sample_rate <= high:
+        raise InputError(f"its header gives {info.sample_rate} Hz, expected {low} to {high} Hz")
+    if not 0 <= info.num_frames < 1 << 48:
+        raise InputError("its header does not say how long it is; convert it to wav or flac")
+    _check_end(path, info, container, log)
+    return info
+
+
+def read(path: str | Path, start: int, num_samples: int, sample_rate: int, channels: int) -> Tensor:
+    """Samples [start, start + num_samples) of the file as resampled to `sample_rate` Hz: [C, N], zeros past its end.
+
+    Decodes only that span and a margin, begun where the resampling of the whole file has the same phase.
+    One channel is the mean of all; more are the first ones, or a mono file repeated. Raises InputError.
+    """
+    path = Path(path)
+    with _opened(path) as file:
+        native = file.samplerate
+        if native == sample_rate:
+            audio = _mixed(_decode(file, start, num_samples), channels, path)
+        else:
+            step, phase_step = (rate // math.gcd(native, sample_rate) for rate in (native, sample_rate))
+            margin = math.ceil(_MARGIN * max(1.0, native / sample_rate))
+            first = max(start * native // sample_rate - margin, 0) // step * step
+            last = -(-(start + num_samples) * native // sample_rate) + margin
+            audio = _mixed(_decode(file, first, last - first), channels, path)
+            skip = start - first // step * phase_step
+            audio = soxr.resample(audio, native, sample_rate)[skip : skip + num_samples] if len(audio) else audio
+    window = np.zeros((channels, num_samples), np.float32)  # numpy: torch would wake its threads for a small copy
+    window[:, : len(audio)] = rearrange(audio, "n c -> c n")
+    return torch.from_numpy(window)
+
+
+def read_blocks(path: str | Path, sample_rate: int, channels: int, block_size: int) -> Iterator[Tensor]:
+    """The whole file as resampled to `sample_rate` Hz, in constant memory: blocks [C, block_size], the last shorter."""
+    kept: list[np.ndarray] = []
+    count = 0
+    for chunk in _resampled_chunks(Path(path), sample_rate, channels):
+        kept.append(chunk)
+        count += len(chunk)
+        if count >= block_size:
+            joined = np.concatenate(kept)
+            whole = count - count % block_size
+            for block in np.split(joined[:whole], whole // block_size):
+                yield torch.from_numpy(rearrange(block, "n c -> c n").copy())
+            kept, count = [joined[whole:]], count - whole
+    if count:
+        yield torch.from_numpy(rearrange(np.concatenate(kept), "n c -> c n").copy())
+
+
+def write(path: str | Path, audio: Tensor, sample_rate: int) -> None:
+    """Writes audio [C, N], clipped to [-1, 1], as the suffix says: 16-bit .wav or .flac, or Vorbis .ogg.
+
+    The file appears whole or not at all.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in _FORMATS:
+        raise InputError(f"{path}: cannot write {path.suffix or 'a file without suffix'}; use {', '.join(_FORMATS)}")
+    container, subtype = _FORMATS[path.suffix.lower()]
+    samples = rearrange(audio.detach().float().cpu().clamp(-1, 1), "c n -> n c").contiguous().numpy()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with soundfile.SoundFile(part, "w", sample_rate, samples.shape[1], subtype, format=container) as file:
+            for start in range(0, len(samples), _BLOCK):  # one long call crashes on ogg (python-soundfile #233)
+                file.write(samples[start : start + _BLOCK])
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _check_end(path: Path, info: AudioInfo, container: str, log: str) -> None:
+    """Raises InputError if the file stops before the end that its header promises."""
+    promised = info.seconds
+    if cut := _CUT_CHUNK.search(log):  # wav and aiff: libsndfile shortens the song and says so in its log only
+        stated, present = (int(size) for size in cut.groups())
+        if present < stated < _OPEN_ENDED:
+            promised = info.seconds * stated / max(present, 1)
+            raise InputError(f"ends after {info.seconds:.1f} s of the {promised:.1f} s that its header promises")
+    if container == "OGG" and not _ogg_is_closed(path):  # ogg promises no length, but marks its last page
+        raise InputError(f"cut off: ends after {info.seconds:.1f} s without its closing page")
+    tail = min(info.num_frames, 1024)
+    # The length of an mp3 may be an estimate from its size, so its last hundredth may be missing.
+    last = info.num_frames - max(tail, info.num_frames // 100 if container in ("MP3", "MPEG") else 0)
+    if _decodes(path, last, tail):
+        return
+    low, high = 0, last
+    while high - low > info.sample_rate // 20:
+        middle = (low + high) // 2
+        low, high = (middle, high) if _decodes(path, middle, tail) else (low, middle)
+    ending = low / info.sample_rate
+    raise InputError(f"ends after {ending:.1f} s of the {promised:.1f} s that its header promises")
+
+
+def _decodes(path: Path, start: int, count: int) -> bool:
+    """Whether frames [start, start + count) are there; opens anew, as a failed seek leaves libsndfile confused."""
+    try:
+        with _opened(path) as file:
+            return len(_decode(file, start, count)) == count
+    except InputError:
+        return False
+
+
+def _ogg_is_closed(path: Path) -> bool:
+    """Whether the last page of an ogg file carries the end-of-stream flag (RFC 3533, section 6)."""
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - (1 << 17), 0))  # a page is at most 65,307 bytes
+        end = file.read()
+    page = end.rfind(b"OggS")
+    return 0 <= page < len(end) - 5 and bool(end[page + 5] & 4)
+
+
+def _resampled_chunks(path: Path, sample_rate: int, channels: int) -> Iterator[np.ndarray]:
+    """The file from its start as arrays [n, C] at `sample_rate` Hz, of any length."""
+    with _opened(path) as file:
+        native, total = file.samplerate, file.frames
+        stream = None if native == sample_rate else soxr.ResampleStream(native, sample_rate, channels, dtype="float32")
+    position, ended = 0, False
+    while not ended:
+        with _opened(path) as file:  # not held open between blocks: the caller may take its time
+            audio = _mixed(_decode(file, position, _BLOCK), channels, path)
+        position += len(audio)
+        ended = position >= total or not len(audio)
+        yield stream.resample_chunk(audio, last=ended) if stream else audio
+
+
+def _decode(file: soundfile.SoundFile, start: int, count: int) -> np.ndarray:
+    """Frames [start, start + count) of an open file as float32 [n, channels]; fewer where it ends."""
+    if start >= file.frames:
+        return np.zeros((0, file.channels), np.float32)
+    # libsndfile misplaces a seek into the last page of a Vorbis file by some samples: seek earlier, and read on.
+    target = min(start, max(file.frames - 2 * file.samplerate, 0)) if file.subtype == "VORBIS" else start
+    file.seek(target)
+    return file.read(start - target + count, dtype="float32", always_2d=True)[start - target :]
+
+
+def _mixed(audio: np.ndarray, channels: int, path: Path) -> np.ndarray:
+    """Audio [n, any] mixed to [n, C], all of it finite."""
+    present = audio.shape[1]
+    if not np.isfinite(audio).all():
+        raise InputError(f"{path}: holds samples that are not numbers (NaN or infinite); repair or remove it")
+    if channels == 1:
+        return audio.mean(1, keepdims=True)
+    if present == 1:
+        return np.repeat(audio, channels, 1)
+    if present < channels:
+        raise InputError(f"{path}: has {present} channels, {channels} are asked for; lower the number of channels")
+    return np.ascontiguousarray(audio[:, :channels])
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
+    """The file open for reading; whatever the decoder raises becomes an InputError that names it."""
+    try:
+        with _quiet(path), soundfile.SoundFile(path) as file:
+            yield file
+    except soundfile.SoundFileError as error:
+        raise InputError(f"{path}: cannot be read ({_reason(error)}); repair or remove it") from error
+
+
+@contextmanager
+def _quiet(path: Path) -> Iterator[None]:
+    """Keeps libmpg123, which writes its complaints to file descriptor 2, off the terminal while an mp3 is open."""
+    if path.suffix.lower() != ".mp3":
+        yield
+        return
+    with _stderr_lock:
+        kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, 2)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            os.close(nowhere)
+
+
+def _reason(error: soundfile.SoundFileError) -> str:
+    """The decoder's own words, in short."""
+    return str(getattr(error, "error_string", error)).strip().rstrip(".") or "the decoder gives no reason"

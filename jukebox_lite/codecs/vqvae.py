@@ -1,0 +1,73 @@
+"""The Jukebox codec: one autoencoder per level, each straight from the waveform (Jukebox, section 3)."""
+
+from collections.abc import Callable, Iterator, Mapping
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from jukebox_lite.codecs.base import Codec
+from jukebox_lite.codecs.quantizers import Quantized, Quantizer
+from jukebox_lite.errors import InputError
+from jukebox_lite.levels import Codes, Level
+from jukebox_lite.nn.conv import Decoder, Encoder
+
+
+class HierarchicalVQVAE(Codec, nn.Module):
+    """Independent encoders, codebooks and decoders per level.
+
+    `strides` names the levels, coarse to fine, and what each adds to the finer ones: {top: [2, 2], bottom: [2, 2, 2]}
+    gives hops of 32 and 8. `multipliers` scale both width and depth of a level's stacks; 1 where not named.
+    """
+
+    def __init__(
+        self,
+        sample_rate: int,
+        strides: dict[str, list[int]],
+        dim: int,
+        depth: int,
+        latent_dim: int,
+        quantizer: Callable[..., Quantizer],
+        channels: int = 1,
+        dilation_growth: int = 3,
+        multipliers: dict[str, int] | None = None,
+    ):
+        super().__init__()
+        if odd := [stride for group in strides.values() for stride in group if stride % 2]:
+            raise InputError(f"codec.strides: {odd[0]} is odd; strides must be even to divide the length exactly")
+        self.sample_rate, self.channels = sample_rate, channels
+        self.encoders, self.decoders, self.quantizers = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
+        levels = []
+        for name, groups in stages(strides):
+            scale = (multipliers or {}).get(name, 1)
+            shape = (channels, latent_dim, dim * scale, depth * scale, dilation_growth, groups)
+            self.encoders[name], self.decoders[name] = Encoder(*shape), Decoder(*shape)
+            self.quantizers[name] = quantizer(dim=latent_dim)
+            hop_length = prod(prod(group) for group in groups)
+            levels.append(Level(name, self.quantizers[name].vocab_size, self.quantizers[name].channels, hop_length))
+        self.levels = tuple(levels)
+        longest = self.levels[0].hop_length
+        self.halo = -(-max(encoder.halo for encoder in self.encoders.values()) // longest) * longest
+
+    def forward(self, audio: Tensor) -> dict[str, tuple[Tensor, Quantized]]:
+        """Audio [B, C, N] -> per level, its reconstruction [B, C, N] and its quantized latent."""
+        quantized = {name: quantizer(self.encoders[name](audio)) for name, quantizer in self.quantizers.items()}
+        return {name: (self.decoders[name](q.latent), q) for name, q in quantized.items()}
+
+    @torch.no_grad()
+    def encode(self, audio: Tensor) -> Codes:
+        """Audio [B, C, N] in [-1, 1] -> codes of every level, [B, K, N / hop_length]; N a multiple of every hop."""
+        return {name: quantizer(self.encoders[name](audio)).codes for name, quantizer in self.quantizers.items()}
+
+    @torch.no_grad()
+    def decode(self, codes: Codes) -> Tensor:
+        """Audio [B, C, N] in [-1, 1], from the finest level that `codes` holds."""
+        finest = next(level.name for level in reversed(self.levels) if level.name in codes)
+        return self.decoders[finest](self.quantizers[finest].decode(codes[finest])).clamp(-1, 1)
+
+
+def stages(strides: Mapping[str, list[int]]) -> Iterator[tuple[str, list[list[int]]]]:
+    """Each level's name and the groups of strides its encoder goes through, the finest level's first."""
+    names = list(strides)
+    for index, name in enumerate(names):
+        yield name, [strides[finer] for finer in reversed(names[index:])]

@@ -1,0 +1,54 @@
+"""Windows of cached codes, aligned over the levels, with what is known of their songs."""
+
+import torch
+
+from jukebox_lite.codecs.base import Codec
+from jukebox_lite.datasets.code_cache import CodeCache
+from jukebox_lite.datasets.songs import Songs
+from jukebox_lite.datasets.spans import draw_spans
+from jukebox_lite.errors import InputError
+from jukebox_lite.levels import Facts, Window
+
+
+class CodeWindows:
+    """Batches of windows that are a pure function of (seed, split, step): resuming needs no loader state."""
+
+    def __init__(self, songs: Songs, batch_size: int, folder: str, labels: list[str], codec: Codec, seed: int = 0):
+        self.songs, self.batch_size, self.seed = songs, batch_size, seed
+        self.seconds_per_sample = 1 / codec.sample_rate
+        self.vocabulary = songs.vocabulary(labels)
+        self.labels = {song.name: song.labels for song in songs.all}
+        self.cache = CodeCache.open(folder, codec, songs)
+
+    def batch(self, split: str, step: int, facts: Facts, context_length: int) -> Window:
+        """`context_length` steps of the level [B, K, T], and the same seconds of the level above."""
+        level, ratio = facts.level, facts.ratio
+        steps_per_coarse = self.cache.levels[0].hop_length // level.hop_length
+        songs = [song for song in self.cache.songs if song.split == split]
+        songs = [song for song in songs if song.length * steps_per_coarse >= context_length]
+        if not songs:
+            seconds = context_length * level.hop_length * self.seconds_per_sample
+            raise InputError(
+                f"prior.context_length={context_length} is {seconds:.1f} s of level {level.name}, longer than every "
+                f"{split} song: give longer songs or a shorter context"
+            )
+        lengths = [song.length * steps_per_coarse // ratio for song in songs]
+        spans = draw_spans(lengths, context_length // ratio, self.batch_size, self.seed, split, step)
+        picks = [(songs[index], start) for index, start in spans]  # starts in steps of the level above
+        codes = {level.name: [self.cache.codes(song, level, start * ratio, context_length) for song, start in picks]}
+        if above := facts.above:
+            codes[above.name] = [self.cache.codes(song, above, start, context_length // ratio) for song, start in picks]
+        labels = facts.indices({name: [self._known(name, song.name) for song, _ in picks] for name in self.vocabulary})
+        step_seconds = level.hop_length * self.seconds_per_sample
+        start_seconds = torch.tensor([start * ratio * step_seconds for _, start in picks])
+        labels |= {
+            "start_seconds": start_seconds,
+            "end_seconds": start_seconds + context_length * step_seconds,
+            "total_seconds": torch.tensor([song.seconds for song, _ in picks]),
+        }
+        return Window({name: torch.stack(parts) for name, parts in codes.items()}, labels)
+
+    def _known(self, label: str, song: str) -> str:
+        """The song's value of a label, or unknown when the training split has none like it."""
+        value = self.labels[song].get(label, "")
+        return value if value in self.vocabulary[label] else ""

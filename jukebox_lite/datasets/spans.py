@@ -1,0 +1,22 @@
+"""Where a batch's windows lie in a collection of songs: a pure function of integers."""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+
+
+def draw_spans(
+    lengths: Sequence[int], size: int, count: int, seed: int, split: str, step: int
+) -> list[tuple[int, int]]:
+    """(song, start) of `count` windows of `size`, uniform over every start that stays inside a song of `lengths`.
+
+    A song shorter than `size` has one start, 0. The unit is the caller's: samples, or steps of a code.
+    """
+    starts = torch.tensor([max(length - size, 0) + 1 for length in lengths])
+    ends = starts.cumsum(0)
+    digest = hashlib.sha256(f"{seed}/{split}/{step}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
+    draws = torch.randint(int(ends[-1]), (count,), generator=generator)
+    songs = torch.searchsorted(ends, draws, right=True)
+    return list(zip(songs.tolist(), (draws - (ends - starts)[songs]).tolist(), strict=True))

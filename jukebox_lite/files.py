@@ -1,0 +1,63 @@
+"""Files and folders that are whole or not there at all, whatever happens while they are written."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_BESIDE = ".tmp-"  # begins the name of everything that is not yet, or no longer, in its place
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, as `write_bytes` does."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file beside its place, bring it to the disk and move it there; a reader never sees half of it."""
+    beside = path.with_name(f"{_BESIDE}{path.name}-{os.getpid()}")
+    beside.write_bytes(data)
+    _sync(beside)
+    beside.replace(path)
+    _sync(path.parent)
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """An empty folder beside `folder` to write into; takes its place, with all its files, if the block succeeds."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    clean(folder.parent)
+    beside = folder.with_name(f"{_BESIDE}{folder.name}")
+    beside.mkdir()
+    yield beside
+    for path in beside.rglob("*"):
+        _sync(path)
+    _sync(beside)
+    if folder.exists():
+        folder.rename(folder.with_name(f"{_BESIDE}{folder.name}-old"))
+    beside.rename(folder)
+    _sync(folder.parent)
+    clean(folder.parent)
+
+
+def remove(folder: Path) -> None:
+    """Delete a folder so that no reader can meet it half deleted."""
+    beside = folder.with_name(f"{_BESIDE}{folder.name}-old")
+    folder.rename(beside)
+    shutil.rmtree(beside)
+
+
+def clean(folder: Path) -> None:
+    """Delete the folders that a killed process left half written in `folder`."""
+    for leftover in folder.glob(f"{_BESIDE}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file's contents, or a folder's entries, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,78 @@
+"""What `complete` refuses, said in one line before anything is sampled."""
+
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from jukebox_lite.codecs.base import Codec
+from jukebox_lite.errors import InputError
+from jukebox_lite.levels import Codes, Level
+from jukebox_lite.priors.base import Prior
+
+Value = TypeVar("Value")
+
+
+def by_level(
+    setting: str, value: Value | Mapping[str, Value], levels: Sequence[Level], default: Value
+) -> dict[str, Value]:
+    """A setting by level name, from one value for all levels or from a mapping; `default` where that is silent."""
+    names = [level.name for level in levels]
+    if not isinstance(value, Mapping):
+        return dict.fromkeys(names, value)
+    if unknown := [name for name in value if name not in names]:
+        raise InputError(f"{setting}.{unknown[0]}: the codec has the levels {', '.join(names)}")
+    return {name: value.get(name, default) for name in names}
+
+
+def check_codes(level: Level, codes: Tensor, source: str) -> None:
+    """Raises InputError unless `codes` from `source` are [B, K, T] values that `level` can hold; none may be empty."""
+    here = f"{source}: level {level.name}"
+    if codes.ndim != 3 or codes.shape[1] != level.channels or 0 in codes.shape:
+        raise InputError(f"{here} has shape {list(codes.shape)}, expected [songs, {level.channels}, steps], none empty")
+    if level.vocab_size is None:
+        if not codes.dtype.is_floating_point or not codes.isfinite().all():
+            raise InputError(f"{here} holds {codes.dtype} values, expected finite floats")
+    elif codes.dtype != torch.int64:
+        raise InputError(f"{here} holds {codes.dtype} values, expected {torch.int64}")
+    elif codes.min() < 0 or codes.max() >= level.vocab_size:
+        raise InputError(
+            f"{here} holds codes from {codes.min()} to {codes.max()}, expected 0 to {level.vocab_size - 1}: "
+            "give codes of this codec"
+        )
+
+
+def check_lengths(codec: Codec, priors: Sequence[Prior], num_steps: Mapping[str, int], given: Codes) -> None:
+    """Raises InputError unless every level has a length, all lengths are the same time, and each prior will find the
+    whole level above it, given or sampled; `priors` run coarse to fine.
+    """
+    names = [*given, *(prior.facts.level.name for prior in priors)]
+    for name in names:
+        if num_steps.get(name, 0) < 1:
+            raise InputError(f"num_steps.{name}={num_steps.get(name)}: expected 1 or more time steps")
+    hops = {name: codec.level(name).hop_length or 0 for name in names}
+    spans = {name: num_steps[name] * hop for name, hop in hops.items() if hop}
+    if len(set(spans.values())) > 1:
+        listed = ", ".join(f"{name} {span}" for name, span in spans.items())
+        raise InputError(f"num_steps: the levels would span different numbers of audio samples: {listed}")
+    lengths = {name: codes.shape[-1] for name, codes in given.items()}
+    for prior in priors:
+        name, above = prior.facts.level.name, prior.facts.above
+        need = num_steps[name] // prior.facts.ratio
+        if above and (have := lengths.get(above.name, 0)) < need:
+            raise InputError(
+                f"level {name} needs {need} steps of level {above.name} above it and would have {have}: "
+                f"add a prior of level {above.name}, or give its codes"
+            )
+        lengths[name] = num_steps[name]
+
+
+def check_labels(priors: Sequence[Prior], labels: Mapping[str, Sequence[str]], num_songs: int) -> None:
+    """Raises InputError on a label that no prior knows, or that has neither one value nor one a song."""
+    known = sorted({name for prior in priors for name in prior.facts.vocabulary})
+    for name, values in labels.items():
+        if name not in known:
+            raise InputError(f"labels.{name}: these priors were trained with {', '.join(known) or 'no labels'}")
+        if isinstance(values, str) or len(values) not in (1, num_songs):
+            raise InputError(f"labels.{name}: expected a list of one value, or of {num_songs}: one a song")

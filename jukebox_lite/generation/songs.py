@@ -1,0 +1,162 @@
+"""Songs as files: lengths in steps, codes to continue from, and what one call of sample.py leaves."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from jukebox_lite.audio import probe, read
+from jukebox_lite.codecs.base import Codec
+from jukebox_lite.codecs.pieces import encode_in_pieces
+from jukebox_lite.errors import InputError
+from jukebox_lite.files import write_bytes
+from jukebox_lite.generation.checks import check_codes
+from jukebox_lite.generation.report import Clip, Section, write_page
+from jukebox_lite.levels import Codes, Level
+
+_FORMAT = "jukebox_lite codes 1"
+_PIECE_SAMPLES = 1 << 20  # encoded at once
+
+
+def steps_for(codec: Codec, seconds: float) -> dict[str, int]:
+    """Time steps by level name for at least `seconds`: the fewest steps of the coarsest level, and as long on each."""
+    if not 0 < seconds < math.inf:
+        raise InputError(f"seconds={seconds}: expected more than 0")
+    coarsest = _hop_length(codec.levels[0])
+    steps = math.ceil(seconds * codec.sample_rate / coarsest - 1e-6)  # seconds_of(codec, codes) gives the same steps
+    return {level.name: max(steps, 1) * coarsest // _hop_length(level) for level in codec.levels}
+
+
+def seconds_of(codec: Codec, codes: Codes) -> float:
+    """How long the longest of codes [B, K, T] sounds."""
+    spans = [values.shape[-1] * _hop_length(codec.level(name)) for name, values in codes.items()]
+    return max(spans) / codec.sample_rate
+
+
+@torch.no_grad()
+def encode_given(codec: Codec, path: Path, seconds: float | None = None) -> Codes:
+    """Codes [1, K, T] of the first `seconds` of an audio file, or of all of it, on every level.
+
+    Cut to whole steps of the coarsest level, not padded: a song goes on from its music, not from added silence.
+    """
+    try:
+        available = probe(path).num_samples(codec.sample_rate)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    wanted = available if seconds is None else min(round(seconds * codec.sample_rate), available)
+    coarsest, device = _hop_length(codec.levels[0]), _device(codec)
+    if (steps := wanted // coarsest) < 1:
+        rate = codec.sample_rate
+        raise InputError(f"{path}: {wanted / rate:.3f} s to begin with, expected {coarsest / rate:.3f} s or more")
+
+    def stretch(start: int, num_samples: int) -> Tensor:
+        return read(path, start, num_samples, codec.sample_rate, codec.channels).to(device)
+
+    pieces = [codes for _, codes in encode_in_pieces(codec, stretch, steps * coarsest, _PIECE_SAMPLES)]
+    return {level.name: torch.cat([codes[level.name].cpu() for codes in pieces], -1) for level in codec.levels}
+
+
+def save_codes(
+    path: Path, codes: Codes, codec: Codec, fingerprint: str, extra: Mapping[str, str] | None = None
+) -> None:
+    """Writes codes [B, K, T] as safetensors, with what it takes to know them again: the codec's `fingerprint`."""
+    levels = [vars(codec.level(name)) for name in codes]
+    metadata = {
+        **(extra or {}),
+        "format": _FORMAT,
+        "codec": fingerprint,
+        "sample_rate": str(codec.sample_rate),
+        "levels": json.dumps(levels),
+    }
+    write_bytes(path, save({name: values.cpu().contiguous() for name, values in codes.items()}, metadata))
+
+
+def read_codes(path: Path, codec: Codec, fingerprint: str) -> Codes:
+    """Codes [B, K, T] as `save_codes` wrote them; InputError unless they are whole and of this very codec."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; expected codes that sample.py wrote")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata, names = file.metadata() or {}, list(file.keys())
+            if metadata.get("format") != _FORMAT:
+                raise InputError(f"{path}: not a file of codes; expected codes.safetensors, as sample.py wrote it")
+            if metadata.get("codec") != fingerprint:
+                raise InputError(f"{path}: written with another codec than this one; sample again, or load that codec")
+            known = [level.name for level in codec.levels]
+            if not names or not set(names) <= set(known):
+                raise InputError(f"{path}: holds levels {names}, expected some of {known}")
+            codes = {name: file.get_tensor(name) for name in known if name in names}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a whole safetensors file ({str(error).splitlines()[0][:120]})") from error
+    for name, values in codes.items():
+        check_codes(codec.level(name), values, str(path))
+    _check_together(path, codec, codes)
+    return codes
+
+
+def write_songs(
+    folder: Path,
+    codec: Codec,
+    codes: Codes,
+    fingerprint: str,
+    titles: Sequence[str],
+    settings: str = "",
+    beside: Sequence[Section] = (),
+) -> Path:
+    """Writes codes.safetensors, and a page of codes [B, K, T] decoded from each level, finest first; returns the page.
+
+    `titles` name the B songs; `settings` is the text that made them; the sections `beside` follow theirs.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    save_codes(folder / "codes.safetensors", codes, codec, fingerprint, {"settings": settings})
+    levels = [level for level in reversed(codec.levels) if level.name in codes]
+    sections = [
+        Section(title, [_clip(codec, level.name, codes[level.name][index : index + 1]) for level in levels])
+        for index, title in enumerate(titles)
+    ]
+    return write_page(folder, folder.name, [*sections, *beside], settings)
+
+
+@torch.no_grad()
+def real_section(codec: Codec, path: Path, seconds: float) -> Section:
+    """The first `seconds` of a real recording, as they are and as each level's codes sound, to compare with."""
+    codes = encode_given(codec, path, seconds)
+    length = codes[codec.levels[0].name].shape[-1] * _hop_length(codec.levels[0])
+    original = Clip("original", read(path, 0, length, codec.sample_rate, codec.channels), codec.sample_rate)
+    heard = [_clip(codec, level.name, codes[level.name]) for level in reversed(codec.levels)]
+    return Section(f"Real: {path.name}", [original, *heard])
+
+
+@torch.no_grad()
+def _clip(codec: Codec, name: str, codes: Tensor) -> Clip:
+    """Codes [1, K, T] of one level, to hear."""
+    audio = codec.decode({name: codes.to(_device(codec))})
+    return Clip(name, audio[0].cpu(), codec.sample_rate)
+
+
+def _check_together(path: Path, codec: Codec, codes: Codes) -> None:
+    """Raises InputError unless all levels hold as many songs, and as many seconds of them."""
+    songs = {len(values) for values in codes.values()}
+    hops = {name: codec.level(name).hop_length or 0 for name in codes}
+    spans = {values.shape[-1] * hops[name] for name, values in codes.items() if hops[name]}
+    if len(songs) > 1 or len(spans) > 1:
+        shapes = ", ".join(f"{name} {list(values.shape)}" for name, values in codes.items())
+        raise InputError(f"{path}: the levels do not span the same songs and seconds: {shapes}")
+
+
+def _hop_length(level: Level) -> int:
+    """Audio samples per step; InputError where time is symbolic."""
+    if level.hop_length is None:
+        raise InputError(f"level {level.name} has no fixed time step: give lengths in steps, not in seconds")
+    return level.hop_length
+
+
+def _device(codec: Codec) -> torch.device:
+    """Where the codec's weights are."""
+    parameters = codec.parameters() if isinstance(codec, nn.Module) else iter(())
+    return next((parameter.device for parameter in parameters), torch.device("cpu"))

@@ -1,0 +1,64 @@
+"""What a reconstruction lacks: in the waveform, and in short-time spectra of several resolutions."""
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+
+class WaveformL2(nn.Module):
+    """Mean squared error, as a share of the target's own power (Jukebox divides by the data set's)."""
+
+    def __init__(self, power_floor: float = 1e-4):
+        super().__init__()
+        self.power_floor = power_floor  # about -40 dBFS: silence is not worth more than that
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Audio [B, C, N] twice -> []"""
+        return (prediction - target).square().mean() / target.square().mean().clamp(min=self.power_floor)
+
+
+class MultiResolutionSTFT(nn.Module):
+    """Spectral convergence and log-magnitude distance at several resolutions, averaged (Yamamoto et al. 2020, 3.1).
+
+    Jukebox sums linear magnitudes only (section 3.2); the logarithm makes quiet high partials count as well.
+    """
+
+    def __init__(self, fft_sizes: list[int], magnitude_floor: float = 1e-3):
+        super().__init__()
+        self.magnitude_floor = magnitude_floor
+        self.windows = nn.ParameterList(
+            nn.Parameter(torch.hann_window(size), requires_grad=False) for size in fft_sizes
+        )
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Audio [B, C, N] twice -> []"""
+        loss = prediction.new_zeros(())
+        for window in self.windows:
+            found, wanted = self.magnitude(prediction, window), self.magnitude(target, window)
+            loss = loss + (found - wanted).norm() / wanted.norm().clamp(min=self.magnitude_floor)
+            loss = loss + (found.log() - wanted.log()).abs().mean()
+        return loss / len(self.windows)
+
+    def magnitude(self, audio: Tensor, window: Tensor) -> Tensor:
+        """Audio [B, C, N] -> [B * C, frequencies, frames], hop a quarter of the window."""
+        audio = rearrange(audio, "b c n -> (b c) n")
+        size = len(window)
+        spectrum = torch.stft(audio, size, size // 4, window=window, normalized=True, return_complex=True)
+        power = spectrum.real.square() + spectrum.imag.square()
+        return power.clamp(min=self.magnitude_floor**2).sqrt()
+
+
+class WeightedSum(nn.Module):
+    """Several losses of one reconstruction, by name, each with its weight."""
+
+    def __init__(self, terms: dict[str, nn.Module], weights: dict[str, float]):
+        super().__init__()
+        if set(terms) != set(weights):
+            raise ValueError(f"loss: terms {sorted(terms)} and weights {sorted(weights)} must name the same losses")
+        self.terms, self.weights = nn.ModuleDict(terms), weights
+
+    def forward(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Audio [B, C, N] twice -> the weighted sum [] and each term [] unweighted; in full precision always."""
+        with torch.autocast(target.device.type, enabled=False):
+            values = {name: term(prediction.float(), target.float()) for name, term in self.terms.items()}
+        return torch.stack([self.weights[name] * value for name, value in values.items()]).sum(), values

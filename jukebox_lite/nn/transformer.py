@@ -1,0 +1,146 @@
+"""A pre-norm transformer whose sequence mixer is a part to choose.
+
+A mixer maps [B, T, D] to [B, T, D] and threads a state: None while training, and while sampling a value that holds
+what it must remember of the past, preallocated for the longest sequence.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+State = Any  # each mixer's own
+
+
+class Mixer(nn.Module, ABC):
+    """How the steps of a sequence see each other."""
+
+    @abstractmethod
+    def empty_state(self, batch_size: int, length: int) -> State:
+        """Nothing remembered yet, with room for `length` steps."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:
+        """[B, T, D] -> [B, T, D]; with a state, `x` goes on from what the state has seen."""
+
+
+class Rotary(nn.Module):
+    """Rotates pairs of features by angles that grow with the step (RoPE, Su et al. 2021)."""
+
+    def __init__(self, head_dim: int, max_length: int, base: float = 10_000.0):
+        super().__init__()
+        frequencies = base ** (-torch.arange(0, head_dim, 2) / head_dim)
+        angles = torch.outer(torch.arange(max_length), frequencies)
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+
+    def forward(self, x: Tensor, start: int) -> Tensor:
+        """[B, H, T, D] at steps start, start + 1, ... -> the same, rotated."""
+        cos, sin = self.cos[start : start + x.shape[2]], self.sin[start : start + x.shape[2]]
+        a, b = x.chunk(2, dim=-1)
+        return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+
+
+class AttentionHeads(nn.Module):
+    """Queries, keys and values with QK-norm and rotary positions, and the way back; what every attention shares."""
+
+    def __init__(self, dim: int, num_heads: int, max_length: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.out = nn.Linear(dim, dim, bias=False)
+        self.query_norm, self.key_norm = nn.RMSNorm(dim // num_heads), nn.RMSNorm(dim // num_heads)
+        self.rotary = Rotary(dim // num_heads, max_length)
+        nn.init.zeros_(self.out.weight)
+
+    def split(self, x: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, T, D] at steps start, start + 1, ... -> queries, keys and values [B, H, T, D / H]."""
+        q, k, v = rearrange(self.qkv(x), "b t (three h d) -> three b h t d", three=3, h=self.num_heads)
+        q, k = self.query_norm(q.float()), self.key_norm(k.float())  # norms in full precision under autocast
+        return self.rotary(q, start).to(v.dtype), self.rotary(k, start).to(v.dtype), v
+
+    def merge(self, y: Tensor) -> Tensor:
+        """[B, H, T, D / H] -> [B, T, D]"""
+        return self.out(rearrange(y, "b h t d -> b t (h d)"))
+
+
+class CausalAttention(Mixer):
+    """Softmax attention over the whole past; the state is the past's keys and values."""
+
+    def __init__(self, dim: int, num_heads: int, max_length: int):
+        super().__init__()
+        self.heads = AttentionHeads(dim, num_heads, max_length)
+
+    def empty_state(self, batch_size: int, length: int) -> State:
+        weight = self.heads.qkv.weight
+        shape = (2, batch_size, self.heads.num_heads, length, weight.shape[1] // self.heads.num_heads)
+        return 0, weight.new_empty(shape)
+
+    def forward(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:
+        if state is None:
+            y = F.scaled_dot_product_attention(*self.heads.split(x, 0), is_causal=True)
+            return self.heads.merge(y), None
+        start, memory = state
+        end = start + x.shape[1]
+        q, memory[0, :, :, start:end], memory[1, :, :, start:end] = self.heads.split(x, start)
+        mask = None if end - start == 1 else torch.ones(end - start, end, dtype=torch.bool, device=x.device).tril(start)
+        y = F.scaled_dot_product_attention(q, memory[0, :, :, :end], memory[1, :, :, :end], attn_mask=mask)
+        return self.heads.merge(y), (end, memory)
+
+
+class SquaredReLU(nn.Module):
+    """A feed-forward layer with relu(x)^2 between its matrices (So et al. 2021, Primer). [B, T, D] -> [B, T, D]."""
+
+    def __init__(self, dim: int, expansion: int = 4):
+        super().__init__()
+        self.widen, self.narrow = (
+            nn.Linear(dim, expansion * dim, bias=False),
+            nn.Linear(expansion * dim, dim, bias=False),
+        )
+        nn.init.zeros_(self.narrow.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.narrow(F.relu(self.widen(x)).square())
+
+
+class Block(nn.Module):
+    """A mixer and a feed-forward layer, each behind a norm and beside a skip."""
+
+    def __init__(self, dim: int, mixer: Mixer, dropout: float):
+        super().__init__()
+        self.mixer, self.feed_forward = mixer, SquaredReLU(dim)
+        self.mixer_norm, self.feed_forward_norm = nn.RMSNorm(dim), nn.RMSNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:
+        y, state = self.mixer(self.mixer_norm(x), state)
+        x = x + self.dropout(y)
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x))), state
+
+
+class Transformer(nn.Module):
+    """`depth` blocks; each starts as the identity, since its last matrices start at zero."""
+
+    def __init__(
+        self, dim: int, depth: int, num_heads: int, max_length: int, mixer: Callable[..., Mixer], dropout: float = 0.0
+    ):
+        super().__init__()
+        mixers = [mixer(dim=dim, num_heads=num_heads, max_length=max_length) for _ in range(depth)]
+        self.blocks = nn.ModuleList(Block(dim, each, dropout) for each in mixers)
+        self.norm = nn.RMSNorm(dim)
+
+    def empty_state(self, batch_size: int, length: int) -> list[State]:
+        """Nothing remembered yet, with room for `length` steps."""
+        return [block.mixer.empty_state(batch_size, length) for block in self.blocks]
+
+    def forward(self, x: Tensor, states: list[State] | None = None) -> tuple[Tensor, list[State]]:
+        """[B, T, D] -> [B, T, D]; with states, `x` goes on from what they have seen."""
+        after = []
+        for block, state in zip(self.blocks, states or [None] * len(self.blocks), strict=True):
+            x, state = block(x, state)
+            after.append(state)
+        return self.norm(x), after

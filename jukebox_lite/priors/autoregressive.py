@@ -1,0 +1,118 @@
+"""The next step given the past: Jukebox's priors and upsamplers (section 4), one class for both."""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from jukebox_lite.levels import Facts, Window
+from jukebox_lite.nn.transformer import Mixer, Transformer
+from jukebox_lite.priors.base import Loss, Prior, Sampler
+from jukebox_lite.priors.conditioning import Conditioner, Conditioning, condition
+
+
+class AutoregressivePrior(Prior):
+    """A transformer over one level's codes; the K codebooks of a step are drawn together, given the steps before.
+
+    The top prior and the upsamplers differ only in `facts`: an upsampler has a level above.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        num_heads: int,
+        context_length: int,
+        mixer: Callable[..., Mixer],
+        facts: Facts,
+        conditioners: dict[str, Callable[..., Conditioner]],
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.facts, self.context_length = facts, context_length
+        level = facts.level
+        self.embeddings = nn.ModuleList(nn.Embedding(level.vocab_size, dim) for _ in range(level.channels))
+        self.heads = nn.ModuleList(nn.Linear(dim, level.vocab_size, bias=False) for _ in range(level.channels))
+        self.start = nn.Parameter(torch.zeros(dim))
+        self.transformer = Transformer(dim, depth, num_heads, context_length, mixer, dropout)
+        self.conditioners = nn.ModuleDict({name: make(dim=dim, facts=facts) for name, make in conditioners.items()})
+        for embedding in self.modules():
+            if isinstance(embedding, nn.Embedding):
+                nn.init.normal_(embedding.weight, std=0.02)
+        for head in self.heads:
+            nn.init.zeros_(head.weight)  # training starts at the chance line
+
+    def loss(self, window: Window) -> Loss:
+        """Mean nats per token of window.codes[level] [B, K, T], and the chance line beside it."""
+        codes = window.codes[self.facts.level.name]
+        x = self.inputs(codes[..., :-1], condition(self.conditioners.values(), window, codes.shape[-1]), 0)
+        logits = self.logits(self.transformer(x)[0])
+        nats = F.cross_entropy(rearrange(logits.float(), "b k t v -> b v k t"), codes)
+        chance = torch.full_like(nats, math.log(self.facts.level.vocab_size))
+        return Loss(nats, {"nats_per_token": nats.detach(), "chance": chance})
+
+    @torch.no_grad()
+    def sample(self, window: Window, sampler: Sampler, noise: Tensor) -> Tensor:
+        """Codes [B, K, T] drawn with `noise` [B, K, T], step by step after those that the window gives."""
+        batch_size, _, length = noise.shape
+        given = window.codes.get(self.facts.level.name)
+        done = 0 if given is None else given.shape[-1]
+        codes = torch.empty(noise.shape, dtype=torch.int64, device=noise.device)
+        if given is not None:
+            codes[..., :done] = given
+        if done >= length:
+            return codes
+        conditioning = condition(self.conditioners.values(), window, length)
+        states = self.transformer.empty_state(batch_size, length)
+        x = self.inputs(codes[..., :done], conditioning, 0)  # the given steps in one pass
+        for step in range(done, length):
+            y, states = self.transformer(x, states)
+            codes[..., step] = draw(self.logits(y[:, -1:])[:, :, 0], sampler, noise[..., step])
+            if step + 1 < length:
+                x = self.inputs(codes[..., step : step + 1], conditioning, step + 1)
+        return codes
+
+    def inputs(self, past: Tensor, conditioning: Conditioning, first: int) -> Tensor:
+        """What predicts steps `first`, first + 1, ... [B, T, D], from the codes before them [B, K, T].
+
+        Step 0 is predicted from the start vector, so at `first` 0 there is one more input than codes. The aligned
+        conditioning is that of the step predicted, not of the step before (Jukebox does the same).
+        """
+        x = torch.stack([embed(past[:, k]) for k, embed in enumerate(self.embeddings)]).sum(0)
+        if first == 0:
+            start = self.start.expand(len(past), -1)
+            start = start if conditioning.start is None else start + conditioning.start
+            x = torch.cat([start[:, None], x], 1)
+        if conditioning.aligned is not None:
+            x = x + conditioning.aligned[:, first : first + x.shape[1]]
+        return x
+
+    def logits(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> [B, K, T, V]"""
+        return torch.stack([head(x) for head in self.heads], 1)
+
+
+def draw(logits: Tensor, sampler: Sampler, noise: Tensor) -> Tensor:
+    """Logits [..., V] and noise [...] in [0, 1) -> indices [...], by inverting the distribution function."""
+    if sampler.temperature == 0:
+        return logits.argmax(-1)
+    logits = logits.float() / sampler.temperature
+    if sampler.top_k:
+        smallest = logits.topk(min(sampler.top_k, logits.shape[-1]), -1).values[..., -1:]
+        logits = logits.masked_fill(logits < smallest, -torch.inf)
+    if sampler.top_p is not None:
+        logits, order = logits.sort(descending=True, dim=-1)
+        before = logits.softmax(-1).cumsum(-1) - logits.softmax(-1)  # the likeliest one always stays
+        chosen = _invert(logits.masked_fill(before >= sampler.top_p, -torch.inf).softmax(-1), noise)
+        return order.gather(-1, chosen[..., None])[..., 0]
+    return _invert(logits.softmax(-1), noise)
+
+
+def _invert(probabilities: Tensor, noise: Tensor) -> Tensor:
+    """The first index where the cumulative probability exceeds `noise`; never one of probability 0."""
+    cumulative = probabilities.double().cumsum(-1)
+    target = noise.double()[..., None] * cumulative[..., -1:]
+    return torch.searchsorted(cumulative, target, right=True)[..., 0].clamp(max=probabilities.shape[-1] - 1)

@@ -1,0 +1,44 @@
+"""How far a long piece of work is: a live bar on a terminal, a plain line now and then elsewhere."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+PATIENCE = 2.0  # seconds; what is done by then needs no bar
+LINE_SECONDS = 10.0  # between plain lines
+
+
+@contextmanager
+def progress(
+    doing: str, total: float, unit: str, console: Console | None = None, line_seconds: float = LINE_SECONDS
+) -> Iterator[Callable[[float], None]]:
+    """Gives `advance(amount)`; tells what is done, how many `unit` a second, and the time left."""
+    console = console or Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeRemainingColumn()
+    bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    bar = bars.add_task(doing, total=total, state="")
+    began = last_line = time.monotonic()
+    done = 0.0
+
+    def advance(amount: float = 1) -> None:
+        nonlocal done, last_line
+        done += amount
+        now = time.monotonic()
+        rate = done / max(now - began, 1e-9)
+        state = f"{done:,.0f} of {total:,.0f} {unit}, {rate:,.3g} a second"
+        bars.update(bar, completed=done, state=state)
+        if now - began > PATIENCE and not bars.live.is_started:
+            bars.start()
+        if bars.disable and now - last_line >= line_seconds:
+            left = timedelta(seconds=round(max(0.0, total - done) / rate))
+            console.print(f"{doing}: {state}, {left} left", highlight=False, markup=False, soft_wrap=True)
+            last_line = now
+
+    try:
+        yield advance
+    finally:
+        bars.stop()

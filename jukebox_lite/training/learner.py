@@ -1,0 +1,152 @@
+"""A task's models with all that trains them: one step at a time, and one state to save."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from types import MethodType
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from jukebox_lite.tasks import Models, Task
+from jukebox_lite.training.averages import averaged, follow
+from jukebox_lite.training.meter import GRAD_NORM, LOSS, Meter
+from jukebox_lite.training.reader import Reader
+
+
+class Learner:
+    """Models, optimizers, schedules and averages by the models' names, and how many steps they have taken."""
+
+    def __init__(
+        self,
+        task: Task,
+        fabric: Fabric,
+        optimizer: Callable[..., Optimizer],
+        schedule: Callable[[Optimizer], LRScheduler],
+        accumulate: int,
+        gradient_clip: float,
+        ema_decay: float,
+        seed: int,
+    ) -> None:
+        self.task, self.fabric, self.accumulate, self.seed = task, fabric, accumulate, seed
+        self.gradient_clip, self.ema_decay = gradient_clip, ema_decay
+        self.step = 0
+        self.meter = Meter()
+        self.parameters = {n: [p for p in m.parameters() if p.requires_grad] for n, m in task.models.items()}
+        self.optimizers = {name: optimizer(parameters) for name, parameters in self.parameters.items()}
+        self.schedules = {name: schedule(optimizer) for name, optimizer in self.optimizers.items()}
+        self.models: dict[str, Any] = {}  # wrapped by Fabric, as `task.step` gets them
+        self._fabric_optimizers: dict[str, Any] = {}
+        for name, model in task.models.items():
+            self.models[name], self._fabric_optimizers[name] = fabric.setup(model.train(), self.optimizers[name])
+            for method in filter(partial(hasattr, model), task.forward_methods):
+                self.models[name].mark_forward_method(method)
+        self.averages: Models = {name: averaged(model) for name, model in task.models.items()}
+
+    def compile(self) -> None:
+        """Compile the models where they stand, so that the keys of their weights stay as they are."""
+        for model in self.task.models.values():
+            model.compile()
+            for name in filter(partial(hasattr, model), self.task.forward_methods):
+                setattr(model, name, MethodType(torch.compile(getattr(type(model), name)), model))
+
+    def learn(self, reader: Reader, max_steps: int) -> float:
+        """Take one step; returns how much of the task's `rate_unit` this process learnt from."""
+        amount = 0.0
+        for micro in range(self.accumulate):
+            micro_step = self.step * self.accumulate + micro
+            more = micro_step + 1 < max_steps * self.accumulate
+            index = self._index(micro_step)
+            batch = reader.train(index, self._index(micro_step + 1) if more else None)
+            amount += self.task.amount(batch)
+            last = micro == self.accumulate - 1
+            seed_torch(self.seed, index, self.fabric.device)
+            with self._communicating(last), self.fabric.autocast():
+                update = partial(self._update, last=last)
+                metrics = self.task.step(self.models, self.fabric.to_device(batch), update)
+            self.meter.add(self.step, metrics)
+        for schedule in self.schedules.values():
+            schedule.step()
+        for name, average in self.averages.items():
+            follow(average, self.task.models[name], self.step, self.ema_decay)
+        self.step += 1
+        return amount
+
+    def read_metrics(self) -> dict[str, float]:
+        """Means since the last call over steps and processes, and the learning rates now."""
+        metrics = self.meter.read(self.fabric.device, lambda values: over_processes(self.fabric, values, "mean"))
+        rates = {f"lr/{name}": float(o.param_groups[0]["lr"]) for name, o in self.optimizers.items()}
+        return metrics | rates
+
+    def weights(self) -> dict[str, dict[str, Tensor]]:
+        """Averaged weights of every model."""
+        return {name: average.state_dict() for name, average in self.averages.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs besides `weights`. Random numbers are functions of (seed, step)."""
+        parts = {"models": self.task.models, "optimizers": self.optimizers, "schedules": self.schedules}
+        states = {part: {name: thing.state_dict() for name, thing in things.items()} for part, things in parts.items()}
+        return {"step": self.step, **states}
+
+    def load_state_dict(self, state: dict[str, Any], weights: dict[str, dict[str, Tensor]]) -> None:
+        """Go on from what `state_dict` and `weights` gave."""
+        self.step = state["step"]
+        for name, model in self.task.models.items():
+            model.load_state_dict(state["models"][name])
+            self.averages[name].load_state_dict(weights[name])
+            self.optimizers[name].load_state_dict(state["optimizers"][name])
+            self.schedules[name].load_state_dict(state["schedules"][name])
+
+    def _index(self, micro_step: int) -> int:
+        """Which batch of the whole training this process reads at a micro-step."""
+        return micro_step * self.fabric.world_size + self.fabric.global_rank
+
+    def _update(self, name: str, loss: Tensor, last: bool) -> None:
+        """Descend one step on `loss` with the model `name`, and with no other that the loss passed through."""
+        model, optimizer = self.models[name], self._fabric_optimizers[name]
+        measured = {f"{LOSS}{name}": loss}
+        with torch.autocast(self.fabric.device.type, enabled=False):
+            self.fabric.backward(loss / self.accumulate, inputs=self.parameters[name])
+            if last:
+                norm = self.fabric.clip_gradients(
+                    model,
+                    optimizer,
+                    max_norm=self.gradient_clip,
+                    error_if_nonfinite=False,  # the meter will tell
+                )
+                assert norm is not None  # as it is when clipping by value
+                measured[f"{GRAD_NORM}{name}"] = norm
+                optimizer.step()
+                optimizer.zero_grad()
+        self.meter.add(self.step, measured)
+
+    @contextmanager
+    def _communicating(self, last: bool) -> Iterator[None]:
+        """Gradients are averaged over the processes in the last micro-step only."""
+        with ExitStack() as stack:
+            for model in self.models.values():
+                stack.enter_context(self.fabric.no_backward_sync(model, enabled=not last))
+            yield
+
+
+def over_processes(fabric: Fabric, values: Tensor, operation: str) -> Tensor:
+    """Each value reduced over the processes, which all must ask: "mean", "max"."""
+    reduced = fabric.all_reduce(values, reduce_op=operation)
+    assert isinstance(reduced, Tensor)
+    return reduced
+
+
+def seed_torch(seed: int, index: int, device: torch.device) -> None:
+    """Make what torch draws next a function of the run's seed and an index.
+
+    Not torch.manual_seed: where CUDA is installed and unused, it spends more time on a stack trace than on seeding.
+    """
+    mixed = int(np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    torch.default_generator.manual_seed(mixed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(mixed)

@@ -1,0 +1,53 @@
+"""What a finished run learnt, rebuilt from its folder alone: config.yaml, vocabulary.json and a checkpoint."""
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from jukebox_lite import config
+from jukebox_lite.codecs.base import Codec
+from jukebox_lite.errors import InputError
+from jukebox_lite.levels import Facts
+from jukebox_lite.priors.base import Prior
+from jukebox_lite.training import checkpoint
+from jukebox_lite.training.run import read_vocabulary
+
+
+def load_codec(run: str) -> Codec:
+    """The codec a run learnt, frozen, with the averaged weights of its latest checkpoint."""
+    cfg = config.read(Path(run) / "config.yaml")
+    if "task" not in cfg or not str(cfg.task.get("_target_")).endswith("CodecTask"):
+        raise InputError(f"{run} trained no codec: give the run of a codec, such as one of experiment=vqvae")
+    codec = config.build(cfg.codec)
+    _fill(codec, "codec", Path(run))
+    return codec
+
+
+def load_prior(run: str) -> tuple[Prior, Codec]:
+    """The prior a run learnt, frozen, and the codec whose codes it models."""
+    cfg = config.read(Path(run) / "config.yaml")
+    if "task" not in cfg or not str(cfg.task.get("_target_")).endswith("PriorTask"):
+        raise InputError(f"{run} trained no prior: give runs of experiment=prior")
+    codec = config.build(cfg.codec)
+    level = cfg.task.level
+    facts = Facts(codec.level(level), codec.above(level), read_vocabulary(Path(run)))
+    prior = config.build(cfg.prior)(facts=facts)
+    _fill(prior, "prior", Path(run))
+    return prior, codec
+
+
+def _fill(model: nn.Module, name: str, run: Path) -> None:
+    """Loads the averaged weights of a run's latest whole checkpoint into `model`, and freezes it."""
+    path = checkpoint.latest(run)
+    if path is None:
+        raise InputError(f"{run} has no finished checkpoint yet: train it first, or wait for its first checkpoint")
+    weights: dict[str, Tensor] = checkpoint.read_weights(path, name)
+    wanted = model.state_dict()
+    if misfits := sorted(
+        key
+        for key in wanted.keys() | weights.keys()
+        if key not in wanted or key not in weights or wanted[key].shape != weights[key].shape
+    ):
+        raise InputError(f"{path} does not fit {run}/config.yaml: {len(misfits)} tensors differ, first {misfits[0]}")
+    model.load_state_dict(weights)
+    model.eval().requires_grad_(False)

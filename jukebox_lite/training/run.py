@@ -1,0 +1,120 @@
+"""A run's folder: its config, where it came from, and the meaning of its labels. Another config is refused."""
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning_fabric.utilities.rank_zero import rank_zero_only
+
+from jukebox_lite.errors import InputError
+from jukebox_lite.files import write_text
+
+_CONFIG, _PROVENANCE, _VOCABULARY = "config.yaml", "provenance.json", "vocabulary.json"
+_PACKAGES = ("torch", "torchaudio", "lightning-fabric", "vector-quantize-pytorch", "hydra-core", "safetensors", "numpy")
+_MOST_CHANGES = 8  # named in a refusal
+
+
+def open_run(folder: Path, config_yaml: str) -> None:
+    """Make the run's folder, or enter it again.
+
+    Raises InputError where the folder was started with another config. Only the first process writes.
+    """
+    path = folder / _CONFIG
+    if path.exists():
+        _refuse_changes(folder, yaml.safe_load(path.read_text(encoding="utf-8")), yaml.safe_load(config_yaml))
+    if not _writes():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        write_text(path, config_yaml)
+
+
+def record_start(folder: Path, provenance: Mapping[str, Any]) -> None:
+    """Add `provenance` to the list of the run's starts."""
+    if not _writes():
+        return
+    history = folder / _PROVENANCE
+    starts = json.loads(history.read_text(encoding="utf-8")) if history.exists() else []
+    write_text(history, json.dumps([*starts, dict(provenance)], indent=1))
+
+
+def provenance(seed: int, repository: Path) -> dict[str, Any]:
+    """What another person needs to repeat this start: code, versions, machine, seed and command."""
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "commit": _git(repository, "rev-parse", "HEAD"),
+        "uncommitted": _git(repository, "diff", "HEAD"),
+        "seed": seed,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "packages": {d.name: d.version for d in distributions() if d.name in _PACKAGES},
+    }
+
+
+def save_vocabulary(folder: Path, vocabulary: Mapping[str, Sequence[str]]) -> None:
+    """Keep what the labels' indices mean. Raises InputError where the run learnt with other meanings."""
+    path = folder / _VOCABULARY
+    new = {name: list(values) for name, values in vocabulary.items()}
+    if path.exists():
+        _refuse_changes(folder, read_vocabulary(folder), new)
+    elif _writes():
+        write_text(path, json.dumps(new, indent=1, ensure_ascii=False))
+
+
+def read_vocabulary(folder: Path) -> dict[str, list[str]]:
+    """Label -> its values in the order of their indices, as the run in `folder` learnt them."""
+    path = folder / _VOCABULARY
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}); is {folder} a run that train.py made?") from error
+
+
+def _writes() -> bool:
+    """Whether this is the first of the run's processes. Known before any of them has been joined."""
+    return getattr(rank_zero_only, "rank", None) in (None, 0)
+
+
+def _refuse_changes(folder: Path, old: Any, new: Any) -> None:
+    """Raise InputError naming each key whose value differs."""
+    was, now = dict(leaves(old, "")), dict(leaves(new, ""))
+    keys = [key for key in {**was, **now} if was.get(key, _ABSENT) != now.get(key, _ABSENT)]
+    if not keys:
+        return
+    changes = [f"{key} was {was.get(key, _ABSENT)}, is now {now.get(key, _ABSENT)}" for key in keys[:_MOST_CHANGES]]
+    if len(keys) > _MOST_CHANGES:
+        changes.append(f"and {len(keys) - _MOST_CHANGES} more")
+    raise InputError(
+        f"{folder} was started with another config: {'; '.join(changes)}; give another name=... or the old values"
+    )
+
+
+_ABSENT = "absent"
+
+
+def leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Every value of nested mappings by its dotted path; a list is one value."""
+    if isinstance(value, Mapping) and value:
+        for key, child in value.items():
+            yield from leaves(child, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value
+
+
+def _git(repository: Path, *arguments: str) -> str | None:
+    """What git says, or None where there is no git or no repository."""
+    command = ["git", "--no-optional-locks", "-C", str(repository), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

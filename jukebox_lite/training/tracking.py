@@ -1,0 +1,110 @@
+"""Where a run's numbers and sounds go. Every tracker hears the same; the first process alone has any."""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+
+from matplotlib.image import imread
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from jukebox_lite.files import staged, write_text
+from jukebox_lite.generation.report import Clip, Section, write_page
+from jukebox_lite.tasks import Listening
+
+
+class Tracker(ABC):
+    """Hears of a run: scalars every few steps, and something to listen to after a validation."""
+
+    @abstractmethod
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Numbers by name, after `step` steps."""
+
+    @abstractmethod
+    def listening(self, step: int, listening: Listening, page: Path) -> None:
+        """Clips, and the folder that holds each as a wav and a PNG, in their order."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Write what is still in memory."""
+
+
+class NoTracker(Tracker):
+    """Keeps nothing; metrics.jsonl and samples/ are written all the same."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        """The signature of every tracker."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def listening(self, step: int, listening: Listening, page: Path) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class TensorBoard(Tracker):
+    """Event files in <folder>/tensorboard; shows nothing of the steps after `step` that a resumed run will repeat."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self.writer = SummaryWriter(folder / "tensorboard", purge_step=step + 1 if step else None)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """One curve a name."""
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+
+    def listening(self, step: int, listening: Listening, page: Path) -> None:
+        """A player (mono: TensorBoard knows no more) and a picture a clip."""
+        pictures = sorted(page.glob("*.png"))
+        for (title, audio), picture in zip(listening.clips.items(), pictures, strict=True):
+            mono = audio.detach().float().cpu().mean(0, keepdim=True).clamp(-1, 1)
+            self.writer.add_audio(title, mono, step, listening.sample_rate)
+            self.writer.add_image(title, imread(picture), step, dataformats="HWC")
+        self.writer.flush()
+
+    def close(self) -> None:
+        """Write the last events."""
+        self.writer.close()
+
+
+class Journal(Tracker):
+    """metrics.jsonl, one line for every time scalars come; forgets the steps after `step`, which will be repeated."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        path = folder / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        kept = [line for line in lines if 0 <= _step_of(line) <= step]
+        if kept != lines:
+            write_text(path, "".join(f"{line}\n" for line in kept))
+        self.file = path.open("a", encoding="utf-8", buffering=1)  # line by line
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """A line {"step": ..., name: value}, to six significant digits."""
+        self.file.write(json.dumps({"step": step} | {name: float(f"{v:.6g}") for name, v in values.items()}) + "\n")
+
+    def listening(self, step: int, listening: Listening, page: Path) -> None:
+        """Nothing: numbers only."""
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+
+
+def write_samples(folder: Path, step: int, listening: Listening) -> Path:
+    """samples/<step>/ in the run's folder: a wav and a picture a clip, and a page to hear them side by side."""
+    page = folder / "samples" / f"{step:08d}"
+    clips = [Clip(title, audio, listening.sample_rate) for title, audio in listening.clips.items()]
+    with staged(page) as beside:
+        write_page(beside, f"{folder.name}, step {step:,}", [Section("Validation", clips, listening.figures)])
+    return page
+
+
+def _step_of(line: str) -> int:
+    """The step of a line of metrics.jsonl; -1 where a killed process left half a line."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return -1

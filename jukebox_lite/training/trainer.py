@@ -1,0 +1,244 @@
+"""How a task is learnt: the loop, and when it logs, validates, saves and stops."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from lightning_fabric import Fabric
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from jukebox_lite.errors import InputError
+from jukebox_lite.tasks import Task
+from jukebox_lite.training import checkpoint
+from jukebox_lite.training.interruption import Interruption
+from jukebox_lite.training.learner import Learner, over_processes, seed_torch
+from jukebox_lite.training.reader import Reader
+from jukebox_lite.training.reporter import Reporter, Silence
+from jukebox_lite.training.tracking import Tracker
+
+_PRECISIONS = ("32-true", "bf16-mixed")  # 16-mixed skips steps, and its loss scale would have to be saved
+_STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")  # sharded weights would need sharded checkpoints
+
+
+@dataclass
+class _Fit:
+    """One call of `fit`: what works for it, and what has been counted since the last log line."""
+
+    learner: Learner
+    folder: Path
+    reader: Reader
+    reporter: Silence
+    interruption: Interruption
+    best: float  # validation score
+    amount: float = 0.0  # of the task's rate_unit, in this process
+    began: float = field(default_factory=time.perf_counter)  # seconds
+
+    def restart_clock(self) -> None:
+        """Count afresh."""
+        self.amount, self.reader.waited, self.began = 0.0, 0.0, time.perf_counter()
+
+
+class Trainer:
+    """Takes a task through `max_steps` on any number of devices; the same call again goes on where it was cut off.
+
+    `optimizer` takes parameters, `schedule` an optimizer and `max_steps`, `tracker` the run's folder and its step.
+    A step learns from `accumulate` batches on each device. Intervals are in steps.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_steps: int,
+        optimizer: Callable[..., Optimizer],
+        schedule: Callable[..., LRScheduler],
+        tracker: Callable[..., Tracker],
+        validate_every: int,
+        checkpoint_every: int,
+        log_every: int = 10,
+        accumulate: int = 1,
+        gradient_clip: float = 1.0,
+        ema_decay: float = 0.999,
+        accelerator: str = "auto",
+        devices: int = 1,
+        num_nodes: int = 1,
+        strategy: str = "auto",
+        precision: str = "32-true",
+        compile: bool = False,
+    ) -> None:
+        counts = {"max_steps": max_steps, "validate_every": validate_every, "checkpoint_every": checkpoint_every}
+        for name, count in (counts | {"log_every": log_every, "accumulate": accumulate}).items():
+            if count < 1:
+                raise InputError(f"trainer.{name}={count}: give 1 or more")
+        for name, value, known in (("precision", precision, _PRECISIONS), ("strategy", strategy, _STRATEGIES)):
+            if value not in known:
+                raise InputError(f"trainer.{name}={value}: give one of {', '.join(known)}")
+        self.max_steps, self.validate_every, self.checkpoint_every = max_steps, validate_every, checkpoint_every
+        self.optimizer, self.schedule, self.tracker = optimizer, schedule, tracker
+        self.log_every, self.accumulate, self.compile = log_every, accumulate, compile
+        self.gradient_clip, self.ema_decay, self.precision = gradient_clip, ema_decay, precision
+        self.accelerator, self.devices, self.num_nodes, self.strategy = accelerator, devices, num_nodes, strategy
+
+    def fit(self, task: Task, folder: Path, seed: int) -> float:
+        """Train to `max_steps`, from the last whole checkpoint in `folder` if it has one; returns the best score.
+
+        Raises TrainingDiverged on a loss or gradient that is not finite, and SystemExit(128 + signal) after Ctrl-C or
+        SIGTERM, when a checkpoint is saved. On several devices every process calls this; the first one writes.
+        """
+        fabric = self._launch()
+        learner = Learner(
+            task,
+            fabric,
+            optimizer=self.optimizer,
+            schedule=lambda optimizer: self.schedule(optimizer, self.max_steps),
+            accumulate=self.accumulate,
+            gradient_clip=self.gradient_clip,
+            ema_decay=self.ema_decay,
+            seed=seed,
+        )
+        lines: list[str] = []
+        best = _resume(learner, folder, lines.append)
+        if self.compile:
+            learner.compile()
+        with (
+            self._reporter(learner, folder) as reporter,
+            Reader(task.batch) as reader,
+            Interruption() as interruption,
+        ):
+            for line in [*lines, self._describe(learner)]:
+                reporter.say(line)
+            run = _Fit(learner, folder, reader, reporter, interruption, best)
+            while learner.step < self.max_steps:
+                self._step(run)
+            return run.best
+
+    def _launch(self) -> Fabric:
+        """Start the other processes, if there are to be any, and join them."""
+        fabric = Fabric(
+            accelerator=self.accelerator,
+            strategy=self.strategy,
+            devices=self.devices,
+            num_nodes=self.num_nodes,
+            precision=self.precision,  # pyright: ignore[reportArgumentType]  a plain str, checked above
+        )
+        fabric.launch()
+        return fabric
+
+    def _reporter(self, learner: Learner, folder: Path) -> Silence:
+        if not learner.fabric.is_global_zero:
+            return Silence()
+        folder.mkdir(parents=True, exist_ok=True)
+        return Reporter(folder, learner.step, self.max_steps, learner.task.rate_unit, self.tracker)
+
+    def _step(self, run: _Fit) -> None:
+        """One step, and what is due after it."""
+        learner = run.learner
+        run.amount += learner.learn(run.reader, self.max_steps)
+        step = learner.step
+        run.reporter.advance(step)
+        validates, saves = self._due(step, self.validate_every), self._due(step, self.checkpoint_every)
+        logs = validates or saves or step % self.log_every == 0
+        signal = _agreed_signal(run, logs)
+        values = _measure(run) if logs or signal else {}  # before anything is saved: it raises if training diverged
+        score = None
+        if validates:
+            values |= _validate(run)
+            score = values["score"]
+            run.best = min(score, run.best)  # in this order a score that is not a number never is the best
+        if values:
+            run.reporter.scalars(step, values)
+        path = _save(run, score) if saves or signal else None
+        if signal:
+            _leave(run, signal, path)
+        if values:
+            run.restart_clock()
+
+    def _due(self, step: int, every: int) -> bool:
+        return step % every == 0 or step == self.max_steps
+
+    def _describe(self, learner: Learner) -> str:
+        """What is about to happen, on one line."""
+        fabric, task = learner.fabric, learner.task
+        sizes = [f"{name} {sum(p.numel() for p in model.parameters()):,}" for name, model in task.models.items()]
+        on_gpu = fabric.device.type == "cuda"
+        device = torch.cuda.get_device_name(fabric.device) if on_gpu else fabric.device.type
+        batches = fabric.world_size * self.accumulate
+        start = f", from step {learner.step:,}" if learner.step else ""
+        return (
+            f"parameters: {', '.join(sizes)}; {fabric.world_size} x {device}, {self.precision}; "
+            f"{self.max_steps:,} steps of {batches} {'batch' if batches == 1 else 'batches'}{start}"
+        )
+
+
+def _resume(learner: Learner, folder: Path, warn: Callable[[str], None]) -> float:
+    """Put the learner where the run's last whole checkpoint left it; returns the best score so far."""
+    fabric = learner.fabric
+    path = fabric.broadcast(checkpoint.latest(folder, warn) if fabric.is_global_zero else None)
+    if path is None:
+        return float("inf")
+    state = checkpoint.read_trainer(path)
+    weights = {name: checkpoint.read_weights(path, name) for name in learner.averages}
+    learner.load_state_dict(state["learner"], weights)
+    return state["best"]
+
+
+def _agreed_signal(run: _Fit, logs: bool) -> int:
+    """The signal that asks all processes to stop, or 0.
+
+    One process looks after every step. Several must stop after the same one, and asking each other takes a wait for
+    the GPU, so they do it only where they wait anyway, for the metrics of a log line.
+    """
+    fabric, mine = run.learner.fabric, run.interruption.signal
+    if fabric.world_size == 1:
+        return mine
+    if not logs:
+        return 0
+    return int(over_processes(fabric, torch.tensor(mine, device=fabric.device), "max"))
+
+
+def _measure(run: _Fit) -> dict[str, float]:
+    """The learner's metrics since the last log line, and the pace."""
+    values = run.learner.read_metrics()  # waits for the device: the clock is right only after it
+    seconds = max(time.perf_counter() - run.began, 1e-9)
+    rate = run.amount * run.learner.fabric.world_size / seconds
+    return values | {"rate": rate, "data_wait": run.reader.waited / seconds}
+
+
+@torch.no_grad()
+def _validate(run: _Fit) -> dict[str, float]:
+    """Mean metrics of the averaged models over the validation batches, and samples of them.
+
+    Every process does the same, so that the score does not depend on their number and none has to be told it. What is
+    drawn here touches no step: each seeds itself.
+    """
+    learner, task, fabric = run.learner, run.learner.task, run.learner.fabric
+    batches = []
+    with fabric.autocast():
+        for index in range(task.num_validation_batches):
+            seed_torch(learner.seed, index, fabric.device)
+            batches.append(task.validate(learner.averages, fabric.to_device(run.reader.validation(index))))
+        if fabric.is_global_zero:
+            seed_torch(learner.seed, 0, fabric.device)
+            run.reporter.listening(learner.step, task.listen(learner.averages))
+    means = {name: float(torch.stack([metrics[name] for metrics in batches]).mean()) for name in batches[0]}
+    return {name if name == "score" else f"val/{name}": mean for name, mean in means.items()}
+
+
+def _save(run: _Fit, score: float | None) -> Path | None:
+    """Write a checkpoint; no process goes on, or away, before it is there. The first one returns its path."""
+    learner, path = run.learner, None
+    if learner.fabric.is_global_zero:
+        state = {"best": run.best, "learner": learner.state_dict()}
+        path = checkpoint.save(run.folder, learner.step, learner.weights(), state, score)
+    learner.fabric.barrier()
+    return path
+
+
+def _leave(run: _Fit, signal: int, path: Path | None) -> NoReturn:
+    """Say where the run was saved, and exit as a process does that obeys the signal."""
+    run.reporter.say(f"stopped after step {run.learner.step:,}, saved in {path}; the same command resumes")
+    # The first process kills itself when it sees another one fail (Fabric's observer): the others leave in peace.
+    raise SystemExit(128 + signal if run.learner.fabric.is_global_zero else 0)

@@ -1,0 +1,99 @@
+"""Every experiment fits the code, and a config that does not is refused by name before anything is built."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from jukebox_lite import config
+
+CONF = Path(__file__).parents[1] / "conf"
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+TOLD = {"prior": ["codec.run=runs/vqvae", "task.level=top"], "demo_prior": ["task.level=top"]}
+
+
+def composed(*overrides: str, name: str = "train", folder: Path = CONF) -> DictConfig:
+    with initialize_config_dir(str(folder), version_base="1.3"):
+        return compose(name, list(overrides))
+
+
+def experiment(name: str, *overrides: str) -> DictConfig:
+    return composed(f"experiment={name}", *TOLD.get(name, []), *overrides)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_fits_the_code(name: str):
+    """What people run composes, resolves and matches the signatures it names."""
+    cfg = experiment(name)
+    if OmegaConf.is_missing(cfg.data, "root"):
+        cfg.data.root = "music"
+    config.check(cfg, config.TrainConfig)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_tells_its_command(name: str):
+    """An experiment opens with a comment that holds the command to run it."""
+    head = (CONF / "experiment" / f"{name}.yaml").read_text().splitlines()[1:6]
+    assert any(f"python train.py experiment={name}" in line for line in head)
+
+
+def test_sampling_fits_the_code():
+    """conf/sample.yaml matches its schema once the priors are named."""
+    config.check(composed("priors=[runs/top]", name="sample"), config.SampleConfig)
+
+
+@pytest.mark.parametrize(
+    "overrides, complaint",
+    [
+        (["+codec.dimm=3"], "codec: HierarchicalVQVAE takes no 'dimm'; it takes sample_rate"),
+        (["+codec.dimm=3", "+trainer.max_step=1"], "no 'dimm'.*no 'max_step'"),
+        (["codec.dim=wide"], "codec: 'dim' should be int, not 'wide'"),
+        (["codec.strides.top=[x]"], "'strides' should be dict"),
+        (["trainer.compile=3"], "'compile' should be bool, not 3"),
+        (["~codec.dim"], "codec: HierarchicalVQVAE needs 'dim'"),
+        (["+nmae=typo"], "the config takes no 'nmae'"),
+        (["seed=many"], "'seed' should be int"),
+        (["codec._target_=os.system"], "codec._target_=os.system is not allowed"),
+        (["codec._target_=jukebox_lite.codecs.vqvae.Nothing"], "does not exist"),
+        (["optimizer._target_=torch.hub.load"], "optimizer._target_=torch.hub.load is not allowed"),
+        (["codec.dim=${nowhere}"], "does not resolve"),
+    ],
+)
+def test_misfits_are_named(overrides: list[str], complaint: str):
+    """Each misfit is one line that names the place and says what would fit."""
+    with pytest.raises(config.ConfigError, match=complaint) as caught:
+        config.check(composed("data.root=music", *overrides), config.TrainConfig)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_setting_is_named():
+    """A ??? that nobody filled in is told with its path."""
+    with pytest.raises(config.ConfigError, match="data: 'root' is not set"):
+        config.check(composed("experiment=vqvae"), config.TrainConfig)
+
+
+def test_a_misspelt_key_inside_an_experiment_file_is_named(tmp_path: Path):
+    """Hydra itself accepts any key in a file; the check does not."""
+    shutil.copytree(CONF, tmp_path / "conf")
+    (tmp_path / "conf/experiment/mine.yaml").write_text("# @package _global_\ntrainer: { max_stepz: 3 }\ncodek: {}\n")
+    cfg = composed("experiment=mine", "data.root=music", folder=tmp_path / "conf")
+    with pytest.raises(config.ConfigError, match="takes no 'codek'.*takes no 'max_stepz'"):
+        config.check(cfg, config.TrainConfig)
+
+
+def test_build_refuses_what_check_would():
+    """A foreign target is not run even where nobody called check, however deep it lies."""
+    cfg = OmegaConf.create({"_target_": "jukebox_lite.levels.Level", "name": {"_target_": "os.system", "command": "x"}})
+    with pytest.raises(config.ConfigError, match="name._target_=os.system is not allowed"):
+        config.build(cfg)
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [", "!!python/object/apply:os.system ['true']\n", "\x00"])
+def test_a_hostile_config_file_is_refused(tmp_path: Path, text: str):
+    """A run's config.yaml is somebody else's file: whatever is in it gives one line and runs nothing."""
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(config.InputError) as caught:
+        config.read(tmp_path / "config.yaml")
+    assert "\n" not in str(caught.value)

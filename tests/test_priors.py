@@ -1,0 +1,168 @@
+"""Priors: learn by heart and say it again, keep what is given, draw from the right distribution."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+
+from jukebox_lite.errors import InputError
+from jukebox_lite.levels import Facts, Level, Window
+from jukebox_lite.nn.transformer import CausalAttention
+from jukebox_lite.priors.autoregressive import AutoregressivePrior, draw
+from jukebox_lite.priors.base import Sampler
+from jukebox_lite.priors.conditioning import Label, LevelAbove, Timing
+
+TOP = Level("top", vocab_size=5, channels=1, hop_length=16)
+BOTTOM = Level("bottom", vocab_size=7, channels=2, hop_length=4)
+VOCABULARY = {"genre": ["", "jazz", "rock"], "artist": [""]}
+FACTS = {"top": Facts(TOP, None, VOCABULARY), "bottom": Facts(BOTTOM, TOP, VOCABULARY)}
+CONDITIONERS = {
+    "above": partial(LevelAbove, width=8, depth=2),
+    "genre": partial(Label, name="genre"),
+    "artist": partial(Label, name="artist"),
+    "timing": Timing,
+}
+
+
+def prior(level: str) -> AutoregressivePrior:
+    torch.manual_seed(0)
+    return AutoregressivePrior(16, 2, 2, 8, CausalAttention, FACTS[level], CONDITIONERS)
+
+
+def window(level: str, batch: int = 2, seed: int = 0) -> Window:
+    generator = torch.Generator().manual_seed(seed)
+    codes = {"top": torch.randint(5, (batch, 1, 8), generator=generator)}
+    if level == "bottom":
+        codes["bottom"] = torch.randint(7, (batch, 2, 8), generator=generator)
+        codes["top"] = codes["top"][..., :2]
+    seconds = {f"{name}_seconds": torch.full((batch,), value) for name, value in (("start", 3.0), ("end", 4.0))}
+    labels = {"genre": torch.ones(batch, dtype=torch.int64), "artist": torch.zeros(batch, dtype=torch.int64)}
+    return Window(codes, labels | seconds | {"total_seconds": torch.full((batch,), 60.0)})
+
+
+def asked(whole: Window, level: str, given: int = 0) -> Window:
+    """The same window with only the first `given` steps of its level."""
+    codes = {name: codes for name, codes in whole.codes.items() if name != level}
+    return Window(codes | ({level: whole.codes[level][..., :given]} if given else {}), whole.labels)
+
+
+@pytest.mark.parametrize("level", ["top", "bottom"])
+def test_a_prior_learns_a_window_by_heart_and_says_it_again(level: str):
+    """After some steps on one window the loss is near zero, and at temperature 0 the window comes back."""
+    model, whole = prior(level), window(level, batch=1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(150):
+        loss = model.loss(whole).total
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.05
+    noise = torch.rand(whole.codes[level].shape)
+    said = model.eval().sample(asked(whole, level), Sampler(temperature=0.0), noise)
+    assert torch.equal(said, whole.codes[level])
+
+
+@pytest.mark.parametrize("level", ["top", "bottom"])
+def test_training_starts_at_the_chance_line(level: str):
+    """A new prior is exactly as surprised as a die: ln of the codebook size."""
+    loss = prior(level).loss(window(level))
+    assert loss.total.item() == pytest.approx(math.log(FACTS[level].level.vocab_size), rel=1e-5)
+    assert loss.metrics["chance"].item() == pytest.approx(loss.metrics["nats_per_token"].item(), rel=1e-5)
+
+
+def shaken(level: str) -> AutoregressivePrior:
+    """A prior whose every parameter matters."""
+    model = prior(level).eval()
+    for index, parameter in enumerate(model.parameters()):
+        torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(index))
+    return model
+
+
+@pytest.mark.parametrize("given", [1, 5, 8])
+@pytest.mark.parametrize("level", ["top", "bottom"])
+def test_what_is_given_is_kept(level: str, given: int):
+    """Sampling begins with the codes it is given, and fills the rest of the window."""
+    whole, model = window(level), shaken(level)
+    codes = model.sample(asked(whole, level, given), Sampler(), torch.rand(whole.codes[level].shape))
+    assert torch.equal(codes[..., :given], whole.codes[level][..., :given])
+    assert codes.shape == whole.codes[level].shape and codes.max() < FACTS[level].level.vocab_size
+
+
+@pytest.mark.parametrize("level", ["top", "bottom"])
+def test_sampling_sees_what_training_sees(level: str):
+    """Greedy sampling, which goes step by step, takes at each step the likeliest code of the all-at-once logits."""
+    model, whole = shaken(level), window(level)
+    codes = model.sample(asked(whole, level), Sampler(temperature=0.0), torch.rand(whole.codes[level].shape))
+    conditioning = {name: c(whole, 8) for name, c in model.conditioners.items()}
+    inputs = model.inputs(codes[..., :-1], sum(conditioning.values(), start=type(conditioning["genre"])()), 0)
+    with torch.no_grad():
+        logits = model.logits(model.transformer(inputs)[0])
+    assert torch.equal(logits.argmax(-1), codes)
+
+
+def test_sampling_is_a_function_of_its_noise():
+    """Equal noise, equal codes; a shorter window, and another batch size, begin with the same codes."""
+    model, whole = shaken("top"), window("top", batch=3)
+    noise = torch.rand(3, 1, 8)
+    codes = model.sample(asked(whole, "top"), Sampler(), noise)
+    assert torch.equal(model.sample(asked(whole, "top"), Sampler(), noise), codes)
+    assert not torch.equal(model.sample(asked(whole, "top"), Sampler(), 1 - noise), codes)
+    one = Window({}, {name: values[1:2] for name, values in whole.labels.items()})
+    assert torch.equal(model.sample(one, Sampler(), noise[1:2]), codes[1:2])
+
+
+@pytest.mark.parametrize("change", ["above", "genre", "start_seconds", "total_seconds"])
+def test_every_condition_is_heard(change: str):
+    """Another level above, label or time changes what is predicted; the unknown label is a value like others."""
+    level = "bottom" if change == "above" else "top"
+    model, whole = shaken(level), window(level)
+    other = Window(dict(whole.codes), dict(whole.labels))
+    if change == "above":
+        other.codes["top"] = (whole.codes["top"] + 1) % 5
+    elif change == "genre":
+        other.labels["genre"] = torch.zeros(2, dtype=torch.int64)
+    else:
+        other.labels[change] = whole.labels[change] * 0.2
+    assert model.loss(whole).total != model.loss(other).total
+
+
+def test_unlabelled_data_needs_no_labels():
+    """A data set without genres and artists leaves only the unknown; nothing is learnt of it and nothing fails."""
+    facts = Facts(TOP, None, {"genre": [""], "artist": [""]})
+    model = AutoregressivePrior(16, 2, 2, 8, CausalAttention, facts, CONDITIONERS)
+    assert not [name for name, _ in model.named_parameters() if "genre" in name or "artist" in name]
+    model.loss(window("top")).total.backward()
+
+
+def test_a_conditioner_without_its_label_is_named():
+    """A Label of something that windows.labels leaves out is a one-line error."""
+    with pytest.raises(InputError, match="conditioner mood"):
+        AutoregressivePrior(16, 1, 2, 8, CausalAttention, FACTS["top"], {"mood": partial(Label, name="mood")})
+
+
+@pytest.mark.parametrize(
+    "sampler", [Sampler(), Sampler(temperature=0.5), Sampler(top_k=3), Sampler(top_p=0.8), Sampler(1.5, 4, 0.9)]
+)
+def test_draws_follow_the_distribution(sampler: Sampler):
+    """100,000 draws of 6 codes agree with the probabilities worked out by hand, and never leave top_k or top_p."""
+    logits = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -2.0])
+    expected = (logits / sampler.temperature).softmax(-1)
+    if sampler.top_k:
+        expected[sampler.top_k :] = 0
+        expected /= expected.sum()
+    if sampler.top_p:
+        before = expected.cumsum(-1) - expected
+        expected[before >= sampler.top_p] = 0
+        expected /= expected.sum()
+    noise = (torch.arange(100_000) + 0.5) / 100_000
+    drawn = draw(logits.expand(100_000, -1), sampler, noise[torch.randperm(100_000)])
+    found = torch.bincount(drawn, minlength=6) / 100_000
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+
+
+def test_the_extremes_of_the_noise_are_codes():
+    """Noise of 0 takes the first code that is possible, and the largest below 1 the last that is."""
+    logits = torch.tensor([-torch.inf, 0.0, 0.0, -torch.inf])
+    noise = torch.tensor([0.0, torch.nextafter(torch.tensor(1.0), torch.tensor(0.0))])
+    assert draw(logits.expand(2, -1), Sampler(), noise).tolist() == [1, 2]

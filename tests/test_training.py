@@ -1,0 +1,407 @@
+"""The trainer: a run that is cut off anywhere is the same run, on one process or several."""
+
+import itertools
+import json
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from jukebox_lite.errors import InputError
+from jukebox_lite.tasks import Listening, Metrics, Models, Task, Update
+from jukebox_lite.training import checkpoint
+from jukebox_lite.training.averages import averaged, follow
+from jukebox_lite.training.learner import seed_torch
+from jukebox_lite.training.meter import TrainingDiverged
+from jukebox_lite.training.schedule import constant, warmup_cosine
+from jukebox_lite.training.tracking import NoTracker, TensorBoard
+from jukebox_lite.training.trainer import Trainer
+
+
+class Toy(nn.Module):
+    """A layer, noise, a float buffer that learns and an integer buffer that counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.dropout = nn.Linear(4, 4), nn.Dropout(0.3)
+        self.register_buffer("mean", torch.zeros(4))
+        self.register_buffer("count", torch.tensor(0))
+
+    def loss(self, x: Tensor) -> Tensor:
+        """Mean squared distance of the output from the input [B, 4] doubled."""
+        if self.training:
+            self.count += 1
+            self.mean.lerp_(x.mean(0), 0.1)
+        return (self.linear(self.dropout(x)) - 2 * x).square().mean()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 4] -> [B, 4]."""
+        return self.linear(self.dropout(x))
+
+
+class Regression(Task):
+    """One model; `spoil(index of the call)` may do harm in any step."""
+
+    forward_methods = ("loss",)
+    num_validation_batches = 2
+    vocabulary: dict[str, list[str]] = {}
+    rate_unit = "rows"
+
+    def __init__(self, spoil: Callable[[int], None] = lambda _: None, poisoned: int = -1) -> None:
+        torch.manual_seed(0)
+        self.models: Models = {"model": Toy()}
+        self.spoil, self.poisoned, self.calls = spoil, poisoned, itertools.count()
+
+    def batch(self, split: str, step: int) -> Tensor:
+        """[8, 4], drawn for this step; not finite where poisoned."""
+        x = torch.randn(8, 4, generator=torch.Generator().manual_seed(2 * step + (split == "val")))
+        return x / 0 if step == self.poisoned and split == "train" else x
+
+    def amount(self, batch: Tensor) -> float:
+        """Rows."""
+        return len(batch)
+
+    def step(self, models: Models, batch: Tensor, update: Update) -> Metrics:
+        """Descend."""
+        self.spoil(next(self.calls))
+        loss = models["model"].loss(batch)
+        update("model", loss)
+        return {"doubled": 2 * loss}
+
+    def validate(self, models: Models, batch: Tensor) -> Metrics:
+        """The loss, and some noise to prove that drawing it changes nothing."""
+        return {"score": models["model"].loss(batch) + 0 * torch.rand(()), "noise": torch.rand(())}
+
+    def listen(self, models: Models) -> Listening:  # noqa: ARG002
+        """Nothing."""
+        return Listening({}, 44100)
+
+
+class Game(Regression):
+    """Two players: a critic judges what the model makes; neither may move the other."""
+
+    forward_methods = ()
+
+    def __init__(self, spoil: Callable[[int], None] = lambda _: None) -> None:
+        super().__init__(spoil)
+        self.models["critic"] = nn.Linear(4, 1)
+
+    def step(self, models: Models, batch: Tensor, update: Update) -> Metrics:
+        """The model learns to please the critic as it is; then the critic learns from what the model made."""
+        self.spoil(next(self.calls))
+        made = models["model"](batch)
+        update("model", (models["critic"](made) - 1).square().mean() + (made - 2 * batch).square().mean())
+        judged = models["critic"](made.detach()).square() + (models["critic"](2 * batch) - 1).square()
+        update("critic", judged.mean())
+        return {}
+
+
+class Songs(Regression):
+    """Has something to hear."""
+
+    def listen(self, models: Models) -> Listening:  # noqa: ARG002
+        """Two clips of a tenth of a second."""
+        return Listening({"original": torch.zeros(1, 800), "loud/one": torch.ones(2, 800)}, 8000, {"SNR": "3 dB"})
+
+
+def trainer(**changed: Any) -> Trainer:
+    """A short training."""
+    settings: dict[str, Any] = {
+        "max_steps": 6,
+        "optimizer": partial(torch.optim.AdamW, lr=0.1),
+        "schedule": partial(warmup_cosine, warmup_steps=2),
+        "tracker": NoTracker,
+        "validate_every": 3,
+        "checkpoint_every": 2,
+        "log_every": 2,
+        "accelerator": "cpu",
+    }
+    return Trainer(**settings | changed)
+
+
+def final(folder: Path) -> dict[str, Tensor]:
+    """All tensors of the last checkpoint; the numbers beside them as one more."""
+    path = checkpoint.latest(folder)
+    assert path is not None
+    scalars = torch.tensor(list((path / "trainer.json").read_bytes()))
+    return {**load_file(path / "model.safetensors"), **load_file(path / "trainer.safetensors"), "scalars": scalars}
+
+
+def journal(folder: Path) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl without what a clock wrote."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in ("rate", "data_wait")} for line in lines]
+
+
+def assert_same(folder: Path, other: Path) -> None:
+    """Two runs ended with the same bits."""
+    a, b = final(folder), final(other)
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+class CutOff(Exception):
+    """The power goes."""
+
+
+def cut_at(step: int) -> Callable[[int], None]:
+    """Harm that raises in one step."""
+
+    def spoil(call: int) -> None:
+        if call == step:
+            raise CutOff
+
+    return spoil
+
+
+@pytest.mark.parametrize("make", [Regression, Game])
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("cut", [1, 2, 3, 5])
+def test_a_resumed_run_is_the_same_run(tmp_path: Path, make: Any, accumulate: int, cut: int) -> None:
+    """Weights, averages, optimizers, rates, score and log, with dropout; cut before, at and after a validation."""
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    best = trainer(accumulate=accumulate).fit(make(), whole, seed=3)
+    with pytest.raises(CutOff):
+        trainer(accumulate=accumulate).fit(make(cut_at(cut * accumulate)), resumed, seed=3)
+    assert trainer(accumulate=accumulate).fit(make(), resumed, seed=3) == best
+    assert_same(whole, resumed)
+    assert journal(whole) == journal(resumed)
+    assert trainer(accumulate=accumulate).fit(make(cut_at(0)), resumed, seed=3) == best  # already done: no step
+
+
+def test_another_seed_is_another_run(tmp_path: Path) -> None:
+    """Dropout follows the seed."""
+    for seed in (0, 1):
+        trainer().fit(Regression(), tmp_path / str(seed), seed)
+    with pytest.raises(AssertionError):
+        assert_same(tmp_path / "0", tmp_path / "1")
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # the critic takes no step
+def test_two_players_learn_from_their_own_losses_only(tmp_path: Path) -> None:
+    """The model's loss passes through the critic and leaves no trace in it."""
+
+    class Still(Game):
+        def step(self, models: Models, batch: Tensor, update: Update) -> Metrics:
+            update("model", models["critic"](models["model"](batch)).mean())
+            return {}
+
+    task = Still()
+    before = task.models["critic"].weight.clone()
+    trainer().fit(task, tmp_path, seed=0)
+    assert torch.equal(task.models["critic"].weight, before)
+    assert task.models["critic"].weight.grad is None
+
+
+def in_process(function: Callable[..., None], *arguments: Any) -> int:
+    """The exit code of a fresh process that runs `function`."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["jukebox_lite.training.trainer"])  # imported once: a process then costs nothing
+    process = context.Process(target=function, args=arguments)
+    process.start()
+    process.join(60)
+    assert process.exitcode is not None, "still running after a minute"
+    return process.exitcode
+
+
+def fit_signalled(folder: Path, call: int, number: int) -> None:
+    """Train, and send the own process a signal in the middle of a step."""
+    torch.set_num_threads(1)
+    task = Regression(lambda now: os.kill(os.getpid(), number) if now == call else None)
+    trainer(validate_every=6, checkpoint_every=6).fit(task, folder, seed=3)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_a_signal_in_a_step_loses_nothing(tmp_path: Path, number: int, code: int) -> None:
+    """SIGTERM and Ctrl-C save after the step and say so; kill -9 can say nothing; all three resume to the same bits."""
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    trainer(validate_every=6, checkpoint_every=6).fit(Regression(), whole, seed=3)
+    assert in_process(fit_signalled, resumed, 2, number) == code
+    if number != signal.SIGKILL:
+        assert (resumed / "checkpoints" / "00000003").is_dir()
+        log = (resumed / "train.log").read_text()
+        assert f"saved in {resumed / 'checkpoints' / '00000003'}; the same command resumes" in log
+    trainer(validate_every=6, checkpoint_every=6).fit(Regression(), resumed, seed=3)
+    assert_same(whole, resumed)
+
+
+def fit_killed_in_a_save(folder: Path, event: int) -> None:
+    """Train, and kill -9 the own process at its `event`th touch of the checkpoint folder."""
+    torch.set_num_threads(1)
+    touches = itertools.count()
+
+    def hook(name: str, arguments: tuple[Any, ...]) -> None:
+        touched = name.startswith(("open", "os.", "shutil.")) and any("checkpoints" in str(a) for a in arguments)
+        if touched and next(touches) == event:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    trainer(checkpoint_every=1).fit(Regression(), folder, seed=3)
+
+
+def test_kill_9_inside_a_save_leaves_a_run_that_resumes(tmp_path: Path) -> None:
+    """Wherever in the writing, moving and pruning of checkpoints it strikes: the result has the same bits."""
+    trainer(checkpoint_every=1).fit(Regression(), tmp_path / "whole", seed=3)
+    for event in itertools.count(2, 11):
+        resumed = tmp_path / f"killed-{event}"
+        code = in_process(fit_killed_in_a_save, resumed, event)
+        trainer(checkpoint_every=1).fit(Regression(), resumed, seed=3)
+        assert_same(tmp_path / "whole", resumed)
+        assert not list((resumed / "checkpoints").glob(".*")) or code == 0
+        if code == 0:
+            break
+    assert event > 60
+
+
+gentle = partial(torch.optim.SGD, lr=0.05, momentum=0.9)  # Adam makes much of the last bit of a small gradient
+
+TWO_PROCESSES = """
+import sys, torch
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_training import Game, Regression, gentle, trainer
+torch.set_num_threads(1)
+for make in (Regression, Game):
+    trainer(devices=2, strategy="ddp", optimizer=gentle).fit(make(), Path({folder!r}) / make.__name__, seed=3)
+"""
+
+
+def test_two_processes_equal_one_that_accumulates_two(tmp_path: Path) -> None:
+    """Averaging gradients over processes or over micro-steps is one sum; each batch has its own dropout either way.
+
+    Of players this holds only if none is judged by another that has learnt within the step: of the micro-steps that
+    accumulate, only the last one sees such a change. The script is started once, and starts its other process itself.
+    """
+    script = tmp_path / "train.py"
+    script.write_text(TWO_PROCESSES.format(tests=str(Path(__file__).parent), folder=str(tmp_path)))
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    buffers = re.compile(r"mean|count|scalars")  # statistics of one process's batches, as in any DDP training
+    for make in (Regression, Game):
+        alone = tmp_path / f"{make.__name__}-alone"
+        trainer(accumulate=2, optimizer=gentle).fit(make(), alone, seed=3)
+        a, b = final(tmp_path / make.__name__), final(alone)
+        for name in (name for name in a if not buffers.search(name)):
+            torch.testing.assert_close(a[name], b[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "damage"), [("model.safetensors", b"x"), ("trainer.json", b"{}")])
+def test_a_damaged_checkpoint_costs_steps_and_not_the_run(tmp_path: Path, name: str, damage: bytes) -> None:
+    """The trainer says which one it passes over, resumes from the one before and ends with the same bits."""
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    trainer().fit(Regression(), whole, seed=3)
+    with pytest.raises(CutOff):
+        trainer().fit(Regression(cut_at(5)), resumed, seed=3)
+    (resumed / "checkpoints" / "00000004" / name).write_bytes(damage)
+    trainer().fit(Regression(), resumed, seed=3)
+    log = (resumed / "train.log").read_text()
+    assert "skipping a damaged checkpoint" in log and "00000004" in log and "from step 2" in log
+    assert_same(whole, resumed)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(tmp_path: Path) -> None:
+    """Although metrics are fetched every 10 steps only; and no poisoned weights are saved."""
+    with pytest.raises(TrainingDiverged, match=r"^step 3: grad_norm/model and loss/model not finite"):
+        trainer(log_every=10, validate_every=6, checkpoint_every=5).fit(Regression(poisoned=3), tmp_path, seed=0)
+    assert checkpoint.latest(tmp_path) is None
+    assert "TrainingDiverged: step 3" in (tmp_path / "train.log").read_text()
+
+
+def test_averages_equal_a_sum_by_hand() -> None:
+    """Decay (1 + n) / (10 + n), then its limit; integers are copied; the model is left alone."""
+    model = Toy()
+    average = averaged(model)
+    expected = model.linear.weight.detach().clone()
+    for step, decay in enumerate([1 / 10, 2 / 11, 0.2, 0.2]):
+        with torch.no_grad():
+            model.linear.weight += step + 1
+        model.count += 1
+        expected = decay * expected + (1 - decay) * model.linear.weight.detach()
+        follow(average, model, step, decay=0.2)
+    torch.testing.assert_close(average.linear.weight.detach(), expected)
+    assert average.count == 4 and not average.training
+    assert model.linear.weight.requires_grad and not average.linear.weight.requires_grad
+
+
+def test_schedules_rise_and_fall() -> None:
+    """Neither begins at zero; the cosine ends at `final`, the constant stays."""
+
+    def rates(make: Callable[..., Any], **settings: Any) -> list[float]:
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+        schedule = make(optimizer, 10, **settings)
+        seen = []
+        for _ in range(11):
+            seen.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            schedule.step()
+        return seen
+
+    cosine = rates(warmup_cosine, warmup_steps=2, final=0.1)
+    assert cosine[:3] == pytest.approx([1 / 3, 2 / 3, 1.0])
+    assert cosine[6] == pytest.approx(0.55) and cosine[10] == pytest.approx(0.1)
+    assert rates(constant, warmup_steps=1) == pytest.approx([0.5] + [1.0] * 10)
+
+
+def test_what_a_step_draws_follows_seed_and_index() -> None:
+    """Equal pairs draw equal numbers; exchanging seed and index does not."""
+    drawn = {}
+    for pair in [(0, 1), (1, 0), (0, 2), (0, 1)]:
+        seed_torch(*pair, torch.device("cpu"))
+        noise = torch.rand(4)
+        assert torch.equal(drawn.setdefault(pair, noise), noise)
+    assert len({tuple(noise.tolist()) for noise in drawn.values()}) == 3
+
+
+def test_a_run_leaves_what_a_person_looks_for(tmp_path: Path) -> None:
+    """Parameters first; a line a log interval; curves, sounds and a page; nothing that could run code when read."""
+    trainer(tracker=TensorBoard).fit(Songs(), tmp_path, seed=0)
+    assert "parameters: model 20; 1 x cpu" in (tmp_path / "train.log").read_text().splitlines()[0]
+    lines = journal(tmp_path)
+    assert [line["step"] for line in lines] == [2, 3, 4, 6]
+    assert {"loss/model", "grad_norm/model", "lr/model", "doubled"} <= lines[0].keys()
+    assert {"score", "val/noise"} <= lines[1].keys()
+    assert (tmp_path / "samples" / "00000003" / "index.html").exists()
+    assert len(list((tmp_path / "samples" / "00000006").glob("*.wav"))) == 2
+    assert list((tmp_path / "tensorboard").iterdir())
+    for path in (tmp_path / "checkpoints").glob("*/*"):
+        assert path.suffix in (".safetensors", ".json")
+        assert path.suffix == ".safetensors" or json.loads(path.read_text())
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"precision": "16-mixed"}, "trainer.precision=16-mixed: give one of 32-true, bf16-mixed"),
+        ({"strategy": "fsdp"}, "trainer.strategy=fsdp"),
+        ({"validate_every": 0}, "trainer.validate_every=0: give 1 or more"),
+    ],
+)
+def test_settings_that_would_break_a_promise_are_refused(changed: dict[str, Any], message: str) -> None:
+    """Before anything is started."""
+    with pytest.raises(InputError, match=re.escape(message)):
+        trainer(**changed)
+
+
+def test_bf16_reaches_methods_besides_forward(tmp_path: Path) -> None:
+    """Fabric on one device leaves marked methods in 32 bits; the step runs under autocast, so ours are not."""
+    seen = []
+
+    class Watching(Regression):
+        def step(self, models: Models, batch: Tensor, update: Update) -> Metrics:
+            models["model"].linear.register_forward_hook(lambda _m, _i, output: seen.append(output.dtype))
+            return super().step(models, batch, update)
+
+    trainer(precision="bf16-mixed", max_steps=1).fit(Watching(), tmp_path, seed=0)
+    assert set(seen) == {torch.bfloat16}
+    assert {value.dtype for name, value in final(tmp_path).items() if "weight" in name} == {torch.float32}

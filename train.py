@@ -1,0 +1,43 @@
+"""One training run: a codec, or the prior of one of its levels. `python train.py --help` tells how."""
+
+import sys
+from pathlib import Path
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from jukebox_lite import config
+from jukebox_lite.errors import InputError
+from jukebox_lite.training import run
+from jukebox_lite.training.meter import TrainingDiverged
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def main(cfg: DictConfig) -> float:
+    """Returns the best validation score, so that sweepers can compare runs."""
+    try:
+        return train(cfg, Path(HydraConfig.get().runtime.output_dir))
+    except (InputError, TrainingDiverged) as error:
+        print(f"error: {error}", file=sys.stderr)
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            return float("inf")  # the sweep's other jobs go on
+        raise SystemExit(1) from None
+
+
+def train(cfg: DictConfig, folder: Path) -> float:
+    """Compose, check, build, fit."""
+    config.check(cfg, config.TrainConfig)
+    run.open_run(folder, OmegaConf.to_yaml(cfg, resolve=True))
+    torch.manual_seed(cfg.seed)
+    task = config.build(cfg.task)  # what is learnt, and from what
+    print(task.about, file=sys.stderr)
+    run.save_vocabulary(folder, task.vocabulary)
+    run.record_start(folder, run.provenance(cfg.seed, Path(__file__).parent) | {"fingerprints": task.fingerprints})
+    return config.build(cfg.trainer).fit(task, folder, cfg.seed)  # how
+
+
+if __name__ == "__main__":
+    main()
