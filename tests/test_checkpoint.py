@@ -141,6 +141,13 @@ def test_another_config_is_refused_with_the_key_named(tmp_path: Path) -> None:
         open_run(run, "trainer: {max_steps: 60}")
 
 
+def test_every_start_is_recorded(tmp_path: Path) -> None:
+    """provenance.json lists the starts of a run in their order."""
+    for seed in (0, 1):
+        record_start(tmp_path, {"seed": seed})
+    assert json.loads((tmp_path / "provenance.json").read_text()) == [{"seed": 0}, {"seed": 1}]
+
+
 def test_labels_keep_their_meaning(tmp_path: Path) -> None:
     """Indices learnt as one vocabulary cannot be trained further as another, and text of any script survives."""
     vocabulary = {"genre": ["", "jazz", "фолк"]}

@@ -18,6 +18,7 @@ class AudioWindows:
         for name, value in [("batch_size", batch_size), ("num_samples", num_samples), ("channels", channels)]:
             if value < 1:
                 raise InputError(f"{name}={value}: expected 1 or more")
+        self.songs = songs
         self.batch_size = batch_size
         self.num_samples = num_samples
         self.sample_rate = sample_rate
