@@ -16,7 +16,6 @@ from jukebox_lite.datasets.code_cache import codec_fingerprint
 from jukebox_lite.errors import InputError
 from jukebox_lite.files import write_text
 from jukebox_lite.generation.complete import complete
-from jukebox_lite.generation.progress import ConsoleProgress
 from jukebox_lite.generation.songs import encode_given, read_codes, real_section, steps_for, write_songs
 from jukebox_lite.levels import Codes
 from jukebox_lite.priors.base import Prior
@@ -41,19 +40,17 @@ def sample(cfg: DictConfig, folder: Path) -> Path:
     write_text(folder / "config.yaml", settings)
     priors, codec, fingerprint = load(cfg.priors)
     labels = {name: values_of(values) for name, values in cfg.labels.items()}
-    with ConsoleProgress() as progress:
-        codes = complete(
-            codec,
-            priors,
-            steps_for(codec, cfg.seconds),
-            labels,
-            config.build(cfg.sampler)(codec.levels),
-            seed=cfg.seed,
-            num_songs=cfg.num_songs,
-            given=gift(cfg.given, codec, fingerprint),
-            overlap=OmegaConf.to_object(cfg.overlap) if isinstance(cfg.overlap, DictConfig) else cfg.overlap,
-            progress=progress,
-        )
+    codes = complete(
+        codec,
+        priors,
+        steps_for(codec, cfg.seconds),
+        labels,
+        config.build(cfg.sampler)(codec.levels),
+        seed=cfg.seed,
+        num_songs=cfg.num_songs,
+        given=gift(cfg.given, codec, fingerprint),
+        overlap=OmegaConf.to_object(cfg.overlap) if isinstance(cfg.overlap, DictConfig) else cfg.overlap,
+    )
     titles = [title(index, labels) for index in range(cfg.num_songs)]
     beside = [real_section(codec, Path(cfg.beside), cfg.seconds)] if cfg.beside else []
     return write_songs(folder, codec, codes, fingerprint, titles, settings, beside)
@@ -68,9 +65,8 @@ def load(runs: list[str]) -> tuple[list[Prior], Codec, str]:
     for run, fingerprint in zip(runs, fingerprints, strict=True):
         if fingerprint != fingerprints[0]:
             raise InputError(f"priors: {runs[0]} and {run} were trained on different codecs; give priors of one codec")
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    codec: Any = loaded[0][1]
-    return [prior.to(device) for prior, _ in loaded], codec.to(device), fingerprints[0]
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    return [prior.to(device) for prior, _ in loaded], loaded[0][1].to(device), fingerprints[0]
 
 
 def gift(given: DictConfig, codec: Codec, fingerprint: str) -> Codes | None:
@@ -100,4 +96,4 @@ def title(index: int, labels: Mapping[str, list[str]]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    config.launch(main)

@@ -34,10 +34,11 @@ def train(cfg: DictConfig, folder: Path) -> float:
     torch.manual_seed(cfg.seed)
     task = config.build(cfg.task)  # what is learnt, and from what
     print(task.about, file=sys.stderr)
+    trainer = config.build(cfg.trainer)  # how
     run.save_vocabulary(folder, task.vocabulary)
     run.record_start(folder, run.provenance(cfg.seed, Path(__file__).parent) | {"fingerprints": task.fingerprints})
-    return config.build(cfg.trainer).fit(task, folder, cfg.seed)  # how
+    return trainer.fit(task, folder, cfg.seed)
 
 
 if __name__ == "__main__":
-    main()
+    config.launch(main)

@@ -143,8 +143,10 @@ def _check_end(path: Path, info: AudioInfo, container: str, log: str) -> None:
     if container == "OGG" and not _ogg_is_closed(path):  # ogg promises no length, but marks its last page
         raise InputError(f"cut off: ends after {info.seconds:.1f} s without its closing page")
     tail = min(info.num_frames, 1024)
-    # The length of an mp3 may be an estimate from its size, so its last hundredth may be missing.
-    last = info.num_frames - max(tail, info.num_frames // 100 if container in ("MP3", "MPEG") else 0)
+    # The length of an mp3 may be an estimate from its size, and some encoders round that of a whole ogg up: the last
+    # hundredth of either may be missing.
+    slack = info.num_frames // 100 if container in ("MP3", "MPEG", "OGG") else 0
+    last = info.num_frames - max(tail, slack)
     if _decodes(path, last, tail):
         return
     low, high = 0, last

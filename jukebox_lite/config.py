@@ -5,23 +5,30 @@ signatures before anything is built, so a misspelt key, a wrong type or a foreig
 full path.
 """
 
+import difflib
 import inspect
+import os
+import re
+import sys
 import types
 import typing
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import hydra.utils
+from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from jukebox_lite.errors import InputError
 
 # A config may be part of somebody else's checkpoint: it is data, and may build only what is listed here.
 TRUSTED = ("jukebox_lite.", "torch.optim.")
 RESERVED = {"_target_", "_partial_", "_recursive_", "_convert_"}
+_SETTING_OF_A_PART = re.compile(r"(?!hydra\.)\w+\.[\w.]+=")
+_EMPTY_GROUPS = ("experiment", "launcher", "sweep")  # of which nothing is seen in a composed config
 
 
 class ConfigError(InputError):
@@ -52,6 +59,16 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class GivenConfig:
+    """What sample.py goes on from."""
+
+    audio: str | None
+    audio_seconds: float | None
+    codes: str | None
+    levels: list[str] | None
+
+
+@dataclass(frozen=True)
 class SampleConfig:
     """The keys of conf/sample.yaml."""
 
@@ -59,7 +76,7 @@ class SampleConfig:
     seconds: float
     num_songs: int
     labels: dict
-    given: dict
+    given: GivenConfig
     sampler: dict
     overlap: float | dict[str, float]
     beside: str | None
@@ -68,11 +85,55 @@ class SampleConfig:
     runs: str
 
 
+def launch(main: Callable[[], Any]) -> None:
+    """Run a command; what Hydra has to say of the settings becomes one line and exit status 1.
+
+    `part.key=value` may set what no file mentions, as labels.genre=jazz does: Hydra knows the files only, `check` knows
+    what each part takes, and judges it.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise what it would print
+    sys.argv[1:] = [f"++{word}" if _SETTING_OF_A_PART.match(word) else word for word in sys.argv[1:]]
+    try:
+        main()
+    except (HydraException, OmegaConfBaseException) as error:
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def _one_line(error: Exception) -> str:
+    """Hydra's and OmegaConf's complaints, with the nearest name that does exist."""
+    first = str(error).splitlines()[0]
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        return f"{group}={name} does not exist{_nearest(name, error.options or ())}"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override.removeprefix('++')} cannot be read: {first}; quote what holds spaces or brackets"
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError) and isinstance(cause.parent_node, DictConfig):
+        return f"there is no setting '{cause.full_key}'{_nearest(str(cause.key), [*map(str, cause.parent_node)])}"
+    if missing := re.search(r"Missing mandatory value: (\S+)", str(error)):
+        return f"'{missing[1]}' is not set: give {missing[1]}=..."
+    return first
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    """What to end a complaint about `name` with."""
+    names = sorted(set(known) - {"hydra"})
+    near = difflib.get_close_matches(name, [*names, *_EMPTY_GROUPS], 1)
+    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(names)}"
+
+
 def build(node: DictConfig, **given: Any) -> Any:
     """Instantiate `node` and everything under it; refuse targets outside `TRUSTED`."""
     for path, part in _targets(OmegaConf.to_container(node, resolve=True)):
         _refuse_untrusted(path, part["_target_"])
-    return hydra.utils.instantiate(node, _convert_="all", **given)
+    try:
+        return hydra.utils.instantiate(node, _convert_="all", **given)
+    except InstantiationException as error:
+        cause = error.__cause__  # Hydra wraps what a constructor raises, an InputError as well as a fault of ours
+        while isinstance(cause, InstantiationException):
+            cause = cause.__cause__
+        raise cause or error from None
 
 
 def check(cfg: DictConfig, schema: type) -> None:
@@ -81,9 +142,15 @@ def check(cfg: DictConfig, schema: type) -> None:
         tree = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"the config does not resolve: {str(error).splitlines()[0]}") from error
+    assert isinstance(tree, dict)  # as is every DictConfig that is not missing
     where: dict[str, str] = {}  # a fault reached by interpolation is told once, at its source
-    for fault in _misfits(tree, inspect.signature(schema), typing.get_type_hints(schema), "the config"):
+    hints = typing.get_type_hints(schema)
+    for fault in _misfits(tree, inspect.signature(schema), hints, "the config"):
         where.setdefault(fault, "")
+    for name, hint in hints.items():
+        if isinstance(hint, type) and is_dataclass(hint) and isinstance(tree.get(name), dict):
+            for fault in _misfits(tree[name], inspect.signature(hint), typing.get_type_hints(hint), name):
+                where.setdefault(fault, "")
     for path, node in _targets(tree):
         for fault in _faults_of(path, node):
             where.setdefault(fault, f"{path}: ")
@@ -171,6 +238,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
     if hint in (str, bool, dict, list, type(None)):
         return isinstance(value, hint)
+    if origin is Callable:
+        return False  # only an object in waiting can be called
     if origin in (list, tuple):
         return isinstance(value, list) and all(_fits(item, args[0]) for item in value)
     if origin is dict:

@@ -40,10 +40,12 @@ def main() -> None:
     priors = ",".join(str(RUNS / level) for level in LEVELS)
     stages["sampling"] = [
         "sample.py",
-        "experiment=demo",
         f"priors=[{priors}]",
+        f"name={RUNS.name}/sample",
         f"seconds={SECONDS}",
         f"beside={BESIDE}",
+        "sampler.temperature=0.95",
+        "labels.genre=[church organ,strings]",
     ]
     for name, command in stages.items():
         minutes[name] = _run(name, command, console)

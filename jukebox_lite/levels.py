@@ -26,6 +26,20 @@ class Level:
     channels: int = 1  # K codebooks, or D latent dimensions
     hop_length: int | None = None  # audio samples per time step; None where time is symbolic
 
+    @property
+    def codebook_size(self) -> int:
+        """`vocab_size` of a discrete level; raises InputError where it is continuous."""
+        if self.vocab_size is None:
+            raise InputError(f"level {self.name} is continuous: expected a level of codes, with a vocab_size")
+        return self.vocab_size
+
+    @property
+    def samples_per_step(self) -> int:
+        """`hop_length` of a level with a fixed rate; raises InputError where time is symbolic."""
+        if self.hop_length is None:
+            raise InputError(f"level {self.name} has no fixed time step: expected a level with a hop_length")
+        return self.hop_length
+
 
 @dataclass
 class Window:
@@ -57,7 +71,7 @@ class Facts:
     @property
     def ratio(self) -> int:
         """Steps of this level per step of the level above; 1 at the top."""
-        return self.above.hop_length // self.level.hop_length if self.above else 1
+        return self.above.samples_per_step // self.level.samples_per_step if self.above else 1
 
     def indices(self, labels: Mapping[str, Sequence[str]]) -> dict[str, Tensor]:
         """Label values, one a song, as class indices [B] int64 for every label of the vocabulary.

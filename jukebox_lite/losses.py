@@ -4,6 +4,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from jukebox_lite.errors import InputError
+
 
 class WaveformL2(nn.Module):
     """Mean squared error, as a share of the target's own power (Jukebox divides by the data set's)."""
@@ -49,16 +51,22 @@ class MultiResolutionSTFT(nn.Module):
 
 
 class WeightedSum(nn.Module):
-    """Several losses of one reconstruction, by name, each with its weight."""
+    """Several losses of one reconstruction, by name, each with its weight.
 
-    def __init__(self, terms: dict[str, nn.Module], weights: dict[str, float]):
+    A weight is one number, or one by level name: a coarse level may be spared the phase, which its few codes cannot
+    hold and a prior could not predict. What weighs 0 is not computed.
+    """
+
+    def __init__(self, terms: dict[str, nn.Module], weights: dict[str, float | dict[str, float]]):
         super().__init__()
         if set(terms) != set(weights):
-            raise ValueError(f"loss: terms {sorted(terms)} and weights {sorted(weights)} must name the same losses")
+            raise InputError(f"loss: terms {sorted(terms)} and weights {sorted(weights)} must name the same losses")
         self.terms, self.weights = nn.ModuleDict(terms), weights
 
-    def forward(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Audio [B, C, N] twice -> the weighted sum [] and each term [] unweighted; in full precision always."""
+    def forward(self, prediction: Tensor, target: Tensor, level: str) -> tuple[Tensor, dict[str, Tensor]]:
+        """Audio [B, C, N] twice -> the level's weighted sum [] and its terms [] unweighted, in full precision."""
+        weights = {name: weight[level] if isinstance(weight, dict) else weight for name, weight in self.weights.items()}
         with torch.autocast(target.device.type, enabled=False):
-            values = {name: term(prediction.float(), target.float()) for name, term in self.terms.items()}
-        return torch.stack([self.weights[name] * value for name, value in values.items()]).sum(), values
+            prediction, target = prediction.float(), target.float()
+            values = {name: term(prediction, target) for name, term in self.terms.items() if weights[name]}
+        return torch.stack([weights[name] * value for name, value in values.items()]).sum(), values

@@ -15,8 +15,8 @@ LINE_SECONDS = 10.0  # between plain lines
 @contextmanager
 def progress(
     doing: str, total: float, unit: str, console: Console | None = None, line_seconds: float = LINE_SECONDS
-) -> Iterator[Callable[[float], None]]:
-    """Gives `advance(amount)`; tells what is done, how many `unit` a second, and the time left."""
+) -> Iterator[Callable[..., None]]:
+    """Gives `advance(amount, note)`; tells what is done, how many `unit` a second, the last note, and the time left."""
     console = console or Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeRemainingColumn()
     bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
@@ -24,12 +24,13 @@ def progress(
     began = last_line = time.monotonic()
     done = 0.0
 
-    def advance(amount: float = 1) -> None:
+    def advance(amount: float = 1, note: str = "") -> None:
         nonlocal done, last_line
         done += amount
         now = time.monotonic()
         rate = done / max(now - began, 1e-9)
-        state = f"{done:,.0f} of {total:,.0f} {unit}, {rate:,.3g} a second"
+        state = f"{done:,.0f} of {total:,.0f} {unit}, {rate:{',.0f' if rate >= 100 else '.3g'}} a second"
+        state = f"{state}, {note}" if note else state
         bars.update(bar, completed=done, state=state)
         if now - began > PATIENCE and not bars.live.is_started:
             bars.start()
@@ -41,4 +42,5 @@ def progress(
     try:
         yield advance
     finally:
-        bars.stop()
+        if bars.live.is_started:  # else it would print an empty line
+            bars.stop()

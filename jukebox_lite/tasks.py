@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from jukebox_lite.codecs.base import Codec
 from jukebox_lite.codecs.vqvae import HierarchicalVQVAE
@@ -17,10 +17,11 @@ from jukebox_lite.errors import InputError
 from jukebox_lite.levels import Facts, Window
 from jukebox_lite.losses import WeightedSum
 from jukebox_lite.metrics.codecs import code_histogram, code_use, decibels, perplexity, spectral_convergence
+from jukebox_lite.nn.device import device_of
 from jukebox_lite.priors.base import Prior, Sampler
 
 Metrics = dict[str, Tensor]  # name -> []
-Models = dict[str, nn.Module]
+Models = dict[str, Any]  # modules, perhaps in a wrapper whose type does not know their methods
 Update = Callable[[str, Tensor], None]  # update("codec", loss): one descent step of that model
 
 
@@ -100,10 +101,10 @@ class CodecTask(Task):
         self.loss.to(audio.device)
         total, metrics, heard = audio.new_zeros(()), {}, {}
         for level, (reconstruction, quantized) in models["codec"](audio).items():
-            loss, terms = self.loss(reconstruction, audio)
+            loss, terms = self.loss(reconstruction, audio, level)
             total = total + loss + quantized.loss
             heard[level] = reconstruction.detach()
-            histogram = code_histogram(quantized.codes, self.codec.level(level).vocab_size)
+            histogram = code_histogram(quantized.codes, self.codec.level(level).codebook_size)
             terms |= {"commitment": quantized.loss, "use": code_use(histogram), "perplexity": perplexity(histogram)}
             metrics |= {f"{name}/{level}": value.detach() for name, value in terms.items()}
         return total, metrics, heard
@@ -121,7 +122,7 @@ class CodecTask(Task):
 
     def listen(self, models: Models) -> Listening:
         """The first held-out clips, as they are and from each level's codes."""
-        audio = self.batch("val", 0)[: self.num_clips].to(next(models["codec"].parameters()).device)
+        audio = self.batch("val", 0)[: self.num_clips].to(device_of(models["codec"]))
         clips, figures = {}, {}
         for level, (reconstruction, _) in models["codec"](audio).items():
             figures[f"spectral convergence, {level}"] = (
@@ -153,12 +154,14 @@ class PriorTask(Task):
         self.num_validation_batches, self.vocabulary = num_validation_batches, self.windows.vocabulary
         self.facts = Facts(codec.level(level), codec.above(level), self.vocabulary)
         model = prior(facts=self.facts)
-        if model.context_length % self.facts.ratio:
+        if (above := self.facts.above) and model.context_length % self.facts.ratio:
             raise InputError(
                 f"prior.context_length={model.context_length} is no multiple of {self.facts.ratio}, "
-                f"the steps of level {level} per step of {codec.above(level).name}"
+                f"the steps of level {level} per step of {above.name}"
             )
         self.context_length = model.context_length
+        for split in ("train", "val"):
+            self.batch(split, 0)  # refuses now, and not at the first validation, songs shorter than the context
         self.models = {"prior": model}
         self.about = f"{self.windows.songs.summary()}\n{self.windows.cache.summary()}"
         self.fingerprints = {"songs": self.windows.songs.fingerprint(), "codec": codec_fingerprint(codec)}
@@ -180,7 +183,7 @@ class PriorTask(Task):
 
     def listen(self, models: Models) -> Listening:
         """Held-out windows as their codes sound, and windows sampled with the same labels and level above."""
-        device = next(models["prior"].parameters()).device
+        device = device_of(models["prior"])
         level, window = self.facts.level, self.batch("val", 0).to(device)
         real = window.codes.pop(level.name)[: self.num_clips]
         window = Window(
@@ -191,6 +194,6 @@ class PriorTask(Task):
         sampled = models["prior"].sample(window, self.sampler, noise)
         clips = {}
         for kind, codes in (("real codes", real), ("sampled", sampled)):
-            heard = self.codec.decode({level.name: codes.cpu()})
+            heard = self.codec.decode({level.name: codes.cpu()}).float()
             clips |= {f"clip {i + 1}, {kind}": clip for i, clip in enumerate(heard)}
         return Listening(dict(sorted(clips.items())), self.codec.sample_rate)

@@ -13,6 +13,8 @@ from jukebox_lite import audio
 from jukebox_lite.errors import InputError
 
 SECONDS = 3
+SUFFIXES, RATES = ("wav", "flac", "ogg", "mp3"), (22_050, 44_100, 48_000, 96_000)
+FORMS = [(s, r) for s in SUFFIXES for r in RATES if s != "mp3" or r <= 48_000]  # MPEG layer III knows no more
 
 
 def _noise(num_frames: int, channels: int) -> np.ndarray:
@@ -32,20 +34,15 @@ def _save(path: Path, samples: np.ndarray, sample_rate: int) -> Path:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One stereo file a format and rate."""
     folder = tmp_path_factory.mktemp("audio")
-    for rate in (22_050, 44_100, 48_000, 96_000):
-        for suffix in ("wav", "flac", "ogg", "mp3"):
-            if suffix != "mp3" or rate <= 48_000:  # MPEG layer III knows no more
-                _save(folder / f"{rate}.{suffix}", _noise(rate * SECONDS + 777, 2), rate)
+    for suffix, rate in FORMS:
+        _save(folder / f"{rate}.{suffix}", _noise(rate * SECONDS + 777, 2), rate)
     return folder
 
 
-@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
-@pytest.mark.parametrize("rate", [22_050, 44_100, 48_000, 96_000])
+@pytest.mark.parametrize(("suffix", "rate"), FORMS)
 def test_a_window_is_the_slice_of_the_whole(folder: Path, suffix: str, rate: int):
     """Wherever it starts, also across the end, whatever the file's rate and format."""
     path = folder / f"{rate}.{suffix}"
-    if not path.exists():
-        pytest.skip("MPEG layer III has no 96 kHz")
     whole = soundfile.read(path, dtype="float32")[0].mean(1, keepdims=True)
     whole = torch.from_numpy(soxr.resample(whole, rate, 44_100) if rate != 44_100 else whole).T
     size = 5_000

@@ -134,6 +134,7 @@ def test_another_config_is_refused_with_the_key_named(tmp_path: Path) -> None:
     """The same config enters again, however it is laid out; another one is told what changed."""
     run = tmp_path / "x"
     open_run(run, "trainer: {max_steps: 60}\ncodec: {dim: 8}\n")
+    record_start(run, {})  # until then it had not started
     open_run(run, "codec:\n  dim: 8\ntrainer:\n  max_steps: 60\n")
     with pytest.raises(InputError, match=r"x was started .*: trainer\.max_steps was 60, is now 80; give another name"):
         open_run(run, "trainer: {max_steps: 80}\ncodec: {dim: 8}\n")

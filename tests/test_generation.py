@@ -1,6 +1,5 @@
 """Sampling covers what is asked, keeps what is given, and lines its levels up."""
 
-import io
 import json
 import random
 import struct
@@ -12,7 +11,6 @@ import torch
 from hypothesis import given as over
 from hypothesis import settings
 from hypothesis import strategies as st
-from rich.console import Console
 from safetensors.torch import save
 from torch import Tensor
 
@@ -20,7 +18,6 @@ from jukebox_lite.audio import write
 from jukebox_lite.codecs.base import Codec
 from jukebox_lite.errors import InputError
 from jukebox_lite.generation.complete import complete, samplers, windows
-from jukebox_lite.generation.progress import ConsoleProgress
 from jukebox_lite.generation.songs import encode_given, read_codes, save_codes, seconds_of, steps_for, write_songs
 from jukebox_lite.levels import UNKNOWN, Codes, Facts, Level, Window
 from jukebox_lite.priors.base import Loss, Prior, Sampler
@@ -37,7 +34,8 @@ class PlainCodec(Codec):
     sample_rate, channels, levels = 8000, 1, LEVELS
 
     def encode(self, audio: Tensor) -> Codes:
-        return {level.name: self._positions(audio.shape[-1] // level.hop_length) * level.hop_length for level in LEVELS}
+        hops = {level.name: level.samples_per_step for level in LEVELS}
+        return {name: self._positions(audio.shape[-1] // hop) * hop for name, hop in hops.items()}
 
     def decode(self, codes: Codes) -> Tensor:
         name = next(level.name for level in reversed(LEVELS) if level.name in codes)
@@ -246,16 +244,6 @@ def test_samplers_take_one_value_or_one_a_level():
 def test_samplers_refuse_what_cannot_be_drawn_from(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         samplers(LEVELS, **wrong)
-
-
-@pytest.mark.parametrize("terminal", [True, False])
-def test_progress_tells_windows_and_rate(terminal):
-    text = io.StringIO()
-    console = Console(file=text, force_terminal=terminal, width=120)
-    with ConsoleProgress(console, line_seconds=0) as progress:
-        run([NoisyPrior("top", 12)], progress=progress)
-    assert "top" in text.getvalue() and "window 4/4" in text.getvalue() and "codes/s" in text.getvalue()
-    assert ("\x1b" in text.getvalue()) == terminal
 
 
 @pytest.mark.parametrize("seconds", [0.001, 0.016, 0.0161, 1.0, 3.21])

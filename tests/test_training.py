@@ -382,7 +382,7 @@ def test_a_run_leaves_what_a_person_looks_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"precision": "16-mixed"}, "trainer.precision=16-mixed: give one of 32-true, bf16-mixed"),
+        ({"precision": "16-mixed"}, "trainer.precision=16-mixed: give one of auto, 32-true, bf16-mixed"),
         ({"strategy": "fsdp"}, "trainer.strategy=fsdp"),
         ({"validate_every": 0}, "trainer.validate_every=0: give 1 or more"),
     ],

@@ -2,13 +2,13 @@
 
 from abc import ABC, abstractmethod
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from jukebox_lite.errors import InputError
 from jukebox_lite.levels import Codes, Level
 
 
-class Codec(ABC):
+class Codec(nn.Module, ABC):
     """Writes music as codes on `levels`, coarse to fine, and renders codes as audio."""
 
     sample_rate: int  # Hz of the audio it takes and gives

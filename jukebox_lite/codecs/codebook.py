@@ -3,8 +3,12 @@
 import torch
 import torch.distributed as dist
 from einops import rearrange
-from torch import Tensor
+from loguru import logger
+from torch import Tensor, nn
 from vector_quantize_pytorch.vector_quantize_pytorch import Codebook, ema_inplace, sample_vectors_distributed
+
+# It warns where a k-means start has fewer vectors than entries; entries that start as duplicates die and are revived.
+logger.disable("vector_quantize_pytorch.vector_quantize_pytorch")
 
 
 class ChunkedCodebook(Codebook):
@@ -15,6 +19,10 @@ class ChunkedCodebook(Codebook):
     An entry is dead when its moving average of use falls below `dead_below` of an even share; the share follows
     the batch, so that a coarse level with few vectors a batch is judged as a fine one is.
     """
+
+    embed: Tensor  # [1, V, D] the entries
+    embed_avg: Tensor  # [1, V, D] moving sum of the latents that each entry was nearest to
+    cluster_size: Tensor  # [1, V] moving count of them
 
     def __init__(
         self, dim: int, codebook_size: int, decay: float, dead_below: float, kmeans_init: bool, chunk: int = 4096
@@ -68,3 +76,31 @@ class ChunkedCodebook(Codebook):
         if dist.is_available() and dist.is_initialized():
             self.all_reduce_fn = self.kmeans_all_reduce_fn = dist.all_reduce
             self.sample_fn = self.replace_sample_fn = sample_vectors_distributed
+
+
+class RunningNorm(nn.Module):
+    """Latents [B, D, T] brought to mean 0 and variance 1 by feature, by moving averages of both.
+
+    In the first steps of a codec its latents hardly vary, all fall to a few entries, and the commitment loss holds them
+    there; normalised, they use the whole codebook from the first step on. The averages are the same in training and
+    evaluation, so that what the decoder learns from is what it will be given.
+    """
+
+    def __init__(self, dim: int, decay: float):
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("moments", torch.zeros(2, dim))  # mean, mean square
+        self.register_buffer("weight", torch.zeros(()))  # of what has been averaged, 1 in the end
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """[B, D, T] -> [B, D, T]"""
+        if self.training:
+            with torch.no_grad():
+                batch = torch.stack([latent.float().mean((0, 2)), latent.float().square().mean((0, 2))])
+                if dist.is_available() and dist.is_initialized():
+                    dist.all_reduce(batch)
+                    batch /= dist.get_world_size()
+                self.moments.lerp_(batch, 1 - self.decay)
+                self.weight.lerp_(torch.ones_like(self.weight), 1 - self.decay)
+        mean, square = self.moments / self.weight.clamp(min=1e-12)
+        return (latent - mean[:, None]) * (square - mean.square()).clamp(min=1e-12).rsqrt()[:, None]

@@ -11,7 +11,7 @@ from jukebox_lite.levels import Codes
 
 def padded_length(codec: Codec, num_samples: int) -> int:
     """`num_samples` rounded up to whole steps of the coarsest level."""
-    hop_length = codec.levels[0].hop_length
+    hop_length = codec.levels[0].samples_per_step
     return -(-num_samples // hop_length) * hop_length
 
 
@@ -23,18 +23,12 @@ def encode_in_pieces(
     `read(start, length)` gives audio [C, length], zeros past the end. Each piece is encoded with `codec.halo` samples
     to either side, as far as they exist, which is all that its codes depend on.
     """
-    end, hop_length = padded_length(codec, num_samples), codec.levels[0].hop_length
+    end, hop_length = padded_length(codec, num_samples), codec.levels[0].samples_per_step
     piece = max(1, piece_samples // hop_length) * hop_length
     for start in range(0, end, piece):
         stop = min(start + piece, end)
         first, last = max(0, start - codec.halo), min(end, stop + codec.halo)
         codes = codec.encode(read(first, last - first)[None])
-        yield (
-            start,
-            {
-                level.name: codes[level.name][
-                    ..., (start - first) // level.hop_length : (stop - first) // level.hop_length
-                ].to(torch.int64)
-                for level in codec.levels
-            },
-        )
+        hops = {level.name: level.samples_per_step for level in codec.levels}
+        inner = {name: slice((start - first) // hop, (stop - first) // hop) for name, hop in hops.items()}
+        yield start, {name: codes[name][..., steps].to(torch.int64) for name, steps in inner.items()}

@@ -13,7 +13,7 @@ from jukebox_lite.levels import Codes, Level
 from jukebox_lite.nn.conv import Decoder, Encoder
 
 
-class HierarchicalVQVAE(Codec, nn.Module):
+class HierarchicalVQVAE(Codec):
     """Independent encoders, codebooks and decoders per level.
 
     `strides` names the levels, coarse to fine, and what each adds to the finer ones: {top: [2, 2], bottom: [2, 2, 2]}
@@ -37,17 +37,18 @@ class HierarchicalVQVAE(Codec, nn.Module):
             raise InputError(f"codec.strides: {odd[0]} is odd; strides must be even to divide the length exactly")
         self.sample_rate, self.channels = sample_rate, channels
         self.encoders, self.decoders, self.quantizers = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
-        levels = []
+        levels, halo = [], 0
         for name, groups in stages(strides):
             scale = (multipliers or {}).get(name, 1)
             shape = (channels, latent_dim, dim * scale, depth * scale, dilation_growth, groups)
-            self.encoders[name], self.decoders[name] = Encoder(*shape), Decoder(*shape)
-            self.quantizers[name] = quantizer(dim=latent_dim)
+            encoder, decoder, codebooks = Encoder(*shape), Decoder(*shape), quantizer(dim=latent_dim)
+            self.encoders[name], self.decoders[name], self.quantizers[name] = encoder, decoder, codebooks
             hop_length = prod(prod(group) for group in groups)
-            levels.append(Level(name, self.quantizers[name].vocab_size, self.quantizers[name].channels, hop_length))
+            levels.append(Level(name, codebooks.vocab_size, codebooks.channels, hop_length))
+            halo = max(halo, encoder.halo)
         self.levels = tuple(levels)
-        longest = self.levels[0].hop_length
-        self.halo = -(-max(encoder.halo for encoder in self.encoders.values()) // longest) * longest
+        longest = self.levels[0].samples_per_step
+        self.halo = -(-halo // longest) * longest
 
     def forward(self, audio: Tensor) -> dict[str, tuple[Tensor, Quantized]]:
         """Audio [B, C, N] -> per level, its reconstruction [B, C, N] and its quantized latent."""
@@ -63,7 +64,9 @@ class HierarchicalVQVAE(Codec, nn.Module):
     def decode(self, codes: Codes) -> Tensor:
         """Audio [B, C, N] in [-1, 1], from the finest level that `codes` holds."""
         finest = next(level.name for level in reversed(self.levels) if level.name in codes)
-        return self.decoders[finest](self.quantizers[finest].decode(codes[finest])).clamp(-1, 1)
+        quantizer = self.quantizers[finest]
+        assert isinstance(quantizer, Quantizer)
+        return self.decoders[finest](quantizer.decode(codes[finest])).clamp(-1, 1)
 
 
 def stages(strides: Mapping[str, list[int]]) -> Iterator[tuple[str, list[list[int]]]]:

@@ -18,16 +18,17 @@ class CodeWindows:
         self.seconds_per_sample = 1 / codec.sample_rate
         self.vocabulary = songs.vocabulary(labels)
         self.labels = {song.name: song.labels for song in songs.all}
+        self.names = {"train": {s.name for s in songs.train}, "val": {s.name for s in songs.val}}
         self.cache = CodeCache.open(folder, codec, songs)
 
     def batch(self, split: str, step: int, facts: Facts, context_length: int) -> Window:
         """`context_length` steps of the level [B, K, T], and the same seconds of the level above."""
         level, ratio = facts.level, facts.ratio
-        steps_per_coarse = self.cache.levels[0].hop_length // level.hop_length
-        songs = [song for song in self.cache.songs if song.split == split]
-        songs = [song for song in songs if song.length * steps_per_coarse >= context_length]
+        steps_per_coarse = self.cache.levels[0].samples_per_step // level.samples_per_step
+        names = self.names[split]
+        songs = [s for s in self.cache.songs if s.name in names and s.length * steps_per_coarse >= context_length]
         if not songs:
-            seconds = context_length * level.hop_length * self.seconds_per_sample
+            seconds = context_length * level.samples_per_step * self.seconds_per_sample
             raise InputError(
                 f"prior.context_length={context_length} is {seconds:.1f} s of level {level.name}, longer than every "
                 f"{split} song: give longer songs or a shorter context"
@@ -39,7 +40,7 @@ class CodeWindows:
         if above := facts.above:
             codes[above.name] = [self.cache.codes(song, above, start, context_length // ratio) for song, start in picks]
         labels = facts.indices({name: [self._known(name, song.name) for song, _ in picks] for name in self.vocabulary})
-        step_seconds = level.hop_length * self.seconds_per_sample
+        step_seconds = level.samples_per_step * self.seconds_per_sample
         start_seconds = torch.tensor([start * ratio * step_seconds for _, start in picks])
         labels |= {
             "start_seconds": start_seconds,

@@ -13,9 +13,10 @@ from torch import Tensor
 from jukebox_lite.codecs.base import Codec
 from jukebox_lite.errors import InputError
 from jukebox_lite.generation.checks import by_level, check_codes, check_labels, check_lengths
-from jukebox_lite.generation.progress import Progress, Silent
 from jukebox_lite.levels import Codes, Level, Window
+from jukebox_lite.nn.device import device_of
 from jukebox_lite.priors.base import Prior, Sampler
+from jukebox_lite.progress import progress
 
 _OVERLAP = 0.5  # of two neighbouring windows, where nothing else is asked
 _NOISE_CHUNK = 4096  # time steps drawn at once; another number is other music for the same seed
@@ -33,7 +34,6 @@ def complete(
     given: Codes | None = None,
     overlap: float | Mapping[str, float] = _OVERLAP,
     total_seconds: float | None = None,
-    progress: Progress | None = None,
 ) -> Codes:
     """Codes [num_songs, K, num_steps[level]] on the CPU, of every level that is complete in the end.
 
@@ -44,7 +44,7 @@ def complete(
 
     Song i depends on (seed, i) and not on num_songs. Raises InputError where the parts do not fit together.
     """
-    ordered, progress = _coarse_to_fine(codec, priors), progress or Silent()
+    ordered = _coarse_to_fine(codec, priors)
     if seed < 0 or num_songs < 1:
         raise InputError(f"seed={seed} and num_songs={num_songs}: expected 0 or more, and 1 or more")
     codes = _spread_over_songs(codec, given or {}, num_steps, num_songs)
@@ -61,13 +61,13 @@ def complete(
         own = codes.get(name, _nothing(prior.facts.level, num_songs))
         noise = _noise(codec, name, num_steps[name], seed, num_songs)
         missing = [(start, end) for start, end in spans[name] if end > own.shape[-1]]
-        progress.begin(name, len(missing), noise[..., own.shape[-1] :].numel())
-        for start, end in missing:
-            window = _window(codec, prior, {**codes, name: own}, known[name], start, end)
-            sampled = _sample(prior, window, samplers[name], noise[..., start:end])
-            new = sampled[..., own.shape[-1] - start :]
-            own = torch.cat([own, new], -1)
-            progress.window(new.numel())
+        with progress(f"sampling {name}", noise[..., own.shape[-1] :].numel(), "codes") as advance:
+            for index, (start, end) in enumerate(missing, 1):
+                window = _window(codec, prior, {**codes, name: own}, known[name], start, end)
+                sampled = _sample(prior, window, samplers[name], noise[..., start:end])
+                new = sampled[..., own.shape[-1] - start :]
+                own = torch.cat([own, new], -1)
+                advance(new.numel(), f"window {index} of {len(missing)}")
         codes[name] = own
     names = [level.name for level in codec.levels if level.name in codes]
     return {name: codes[name] for name in names if codes[name].shape[-1] == num_steps[name]}
@@ -115,7 +115,7 @@ def samplers(
 
 def _sample(prior: Prior, window: Window, sampler: Sampler, noise: Tensor) -> Tensor:
     """Codes [B, K, T] of a whole window on the CPU, made wherever the prior is."""
-    device = next((parameter.device for parameter in prior.parameters()), torch.device("cpu"))
+    device = device_of(prior)
     codes = prior.sample(window.to(device), sampler, noise.to(device)).cpu()
     assert codes.shape == noise.shape, f"{type(prior).__name__} gave {list(codes.shape)}, not {list(noise.shape)}"
     return codes

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from jukebox_lite.audio import probe, read
 from jukebox_lite.codecs.base import Codec
@@ -17,7 +17,8 @@ from jukebox_lite.errors import InputError
 from jukebox_lite.files import write_bytes
 from jukebox_lite.generation.checks import check_codes
 from jukebox_lite.generation.report import Clip, Section, write_page
-from jukebox_lite.levels import Codes, Level
+from jukebox_lite.levels import Codes
+from jukebox_lite.nn.device import device_of
 
 _FORMAT = "jukebox_lite codes 1"
 _PIECE_SAMPLES = 1 << 20  # encoded at once
@@ -27,14 +28,14 @@ def steps_for(codec: Codec, seconds: float) -> dict[str, int]:
     """Time steps by level name for at least `seconds`: the fewest steps of the coarsest level, and as long on each."""
     if not 0 < seconds < math.inf:
         raise InputError(f"seconds={seconds}: expected more than 0")
-    coarsest = _hop_length(codec.levels[0])
+    coarsest = codec.levels[0].samples_per_step
     steps = math.ceil(seconds * codec.sample_rate / coarsest - 1e-6)  # seconds_of(codec, codes) gives the same steps
-    return {level.name: max(steps, 1) * coarsest // _hop_length(level) for level in codec.levels}
+    return {level.name: max(steps, 1) * coarsest // level.samples_per_step for level in codec.levels}
 
 
 def seconds_of(codec: Codec, codes: Codes) -> float:
     """How long the longest of codes [B, K, T] sounds."""
-    spans = [values.shape[-1] * _hop_length(codec.level(name)) for name, values in codes.items()]
+    spans = [values.shape[-1] * codec.level(name).samples_per_step for name, values in codes.items()]
     return max(spans) / codec.sample_rate
 
 
@@ -49,7 +50,7 @@ def encode_given(codec: Codec, path: Path, seconds: float | None = None) -> Code
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     wanted = available if seconds is None else min(round(seconds * codec.sample_rate), available)
-    coarsest, device = _hop_length(codec.levels[0]), _device(codec)
+    coarsest, device = codec.levels[0].samples_per_step, device_of(codec)
     if (steps := wanted // coarsest) < 1:
         rate = codec.sample_rate
         raise InputError(f"{path}: {wanted / rate:.3f} s to begin with, expected {coarsest / rate:.3f} s or more")
@@ -126,7 +127,7 @@ def write_songs(
 def real_section(codec: Codec, path: Path, seconds: float) -> Section:
     """The first `seconds` of a real recording, as they are and as each level's codes sound, to compare with."""
     codes = encode_given(codec, path, seconds)
-    length = codes[codec.levels[0].name].shape[-1] * _hop_length(codec.levels[0])
+    length = codes[codec.levels[0].name].shape[-1] * codec.levels[0].samples_per_step
     original = Clip("original", read(path, 0, length, codec.sample_rate, codec.channels), codec.sample_rate)
     heard = [_clip(codec, level.name, codes[level.name]) for level in reversed(codec.levels)]
     return Section(f"Real: {path.name}", [original, *heard])
@@ -135,7 +136,7 @@ def real_section(codec: Codec, path: Path, seconds: float) -> Section:
 @torch.no_grad()
 def _clip(codec: Codec, name: str, codes: Tensor) -> Clip:
     """Codes [1, K, T] of one level, to hear."""
-    audio = codec.decode({name: codes.to(_device(codec))})
+    audio = codec.decode({name: codes.to(device_of(codec))})
     return Clip(name, audio[0].cpu(), codec.sample_rate)
 
 
@@ -147,16 +148,3 @@ def _check_together(path: Path, codec: Codec, codes: Codes) -> None:
     if len(songs) > 1 or len(spans) > 1:
         shapes = ", ".join(f"{name} {list(values.shape)}" for name, values in codes.items())
         raise InputError(f"{path}: the levels do not span the same songs and seconds: {shapes}")
-
-
-def _hop_length(level: Level) -> int:
-    """Audio samples per step; InputError where time is symbolic."""
-    if level.hop_length is None:
-        raise InputError(f"level {level.name} has no fixed time step: give lengths in steps, not in seconds")
-    return level.hop_length
-
-
-def _device(codec: Codec) -> torch.device:
-    """Where the codec's weights are."""
-    parameters = codec.parameters() if isinstance(codec, nn.Module) else iter(())
-    return next((parameter.device for parameter in parameters), torch.device("cpu"))

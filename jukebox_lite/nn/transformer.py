@@ -31,6 +31,9 @@ class Mixer(nn.Module, ABC):
 class Rotary(nn.Module):
     """Rotates pairs of features by angles that grow with the step (RoPE, Su et al. 2021)."""
 
+    cos: Tensor  # [max_length, head_dim / 2]
+    sin: Tensor  # [max_length, head_dim / 2]
+
     def __init__(self, head_dim: int, max_length: int, base: float = 10_000.0):
         super().__init__()
         frequencies = base ** (-torch.arange(0, head_dim, 2) / head_dim)
@@ -135,7 +138,8 @@ class Transformer(nn.Module):
 
     def empty_state(self, batch_size: int, length: int) -> list[State]:
         """Nothing remembered yet, with room for `length` steps."""
-        return [block.mixer.empty_state(batch_size, length) for block in self.blocks]
+        mixers = (module for module in self.blocks.modules() if isinstance(module, Mixer))
+        return [mixer.empty_state(batch_size, length) for mixer in mixers]
 
     def forward(self, x: Tensor, states: list[State] | None = None) -> tuple[Tensor, list[State]]:
         """[B, T, D] -> [B, T, D]; with states, `x` goes on from what they have seen."""

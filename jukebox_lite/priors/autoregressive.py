@@ -34,16 +34,16 @@ class AutoregressivePrior(Prior):
         super().__init__()
         self.facts, self.context_length = facts, context_length
         level = facts.level
-        self.embeddings = nn.ModuleList(nn.Embedding(level.vocab_size, dim) for _ in range(level.channels))
-        self.heads = nn.ModuleList(nn.Linear(dim, level.vocab_size, bias=False) for _ in range(level.channels))
+        self.embeddings = nn.ModuleList(nn.Embedding(level.codebook_size, dim) for _ in range(level.channels))
+        self.heads = nn.ModuleList(nn.Linear(dim, level.codebook_size, bias=False) for _ in range(level.channels))
         self.start = nn.Parameter(torch.zeros(dim))
         self.transformer = Transformer(dim, depth, num_heads, context_length, mixer, dropout)
         self.conditioners = nn.ModuleDict({name: make(dim=dim, facts=facts) for name, make in conditioners.items()})
         for embedding in self.modules():
             if isinstance(embedding, nn.Embedding):
                 nn.init.normal_(embedding.weight, std=0.02)
-        for head in self.heads:
-            nn.init.zeros_(head.weight)  # training starts at the chance line
+        for weight in self.heads.parameters():
+            nn.init.zeros_(weight)  # training starts at the chance line
 
     def loss(self, window: Window) -> Loss:
         """Mean nats per token of window.codes[level] [B, K, T], and the chance line beside it."""
@@ -51,7 +51,7 @@ class AutoregressivePrior(Prior):
         x = self.inputs(codes[..., :-1], condition(self.conditioners.values(), window, codes.shape[-1]), 0)
         logits = self.logits(self.transformer(x)[0])
         nats = F.cross_entropy(rearrange(logits.float(), "b k t v -> b v k t"), codes)
-        chance = torch.full_like(nats, math.log(self.facts.level.vocab_size))
+        chance = torch.full_like(nats, math.log(self.facts.level.codebook_size))
         return Loss(nats, {"nats_per_token": nats.detach(), "chance": chance})
 
     @torch.no_grad()

@@ -49,7 +49,8 @@ class LevelAbove(Conditioner):
         self.above, self.ratio = facts.above, facts.ratio
         if self.above is None:
             return
-        self.embeddings = nn.ModuleList(nn.Embedding(self.above.vocab_size, width) for _ in range(self.above.channels))
+        sizes = [self.above.codebook_size] * self.above.channels
+        self.embeddings = nn.ModuleList(nn.Embedding(size, width) for size in sizes)
         self.stack = nn.Sequential(*(residual_stack(width, depth, dilation_growth) for _ in range(cycles)))
         self.stretch = nn.ConvTranspose1d(width, dim, self.ratio, self.ratio)
         self.norm = nn.RMSNorm(dim)

@@ -25,15 +25,17 @@ _MOST_CHANGES = 8  # named in a refusal
 def open_run(folder: Path, config_yaml: str) -> None:
     """Make the run's folder, or enter it again.
 
-    Raises InputError where the folder was started with another config. Only the first process writes.
+    Raises InputError where the folder was started with another config; a start that failed before `record_start`, as
+    over a misspelt folder of music, is none. Only the first process writes.
     """
     path = folder / _CONFIG
-    if path.exists():
+    started = path.exists() and (folder / _PROVENANCE).exists()
+    if started:
         _refuse_changes(folder, yaml.safe_load(path.read_text(encoding="utf-8")), yaml.safe_load(config_yaml))
     if not _writes():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
+    if not started:
         write_text(path, config_yaml)
 
 
@@ -87,7 +89,7 @@ def _writes() -> bool:
 
 def _refuse_changes(folder: Path, old: Any, new: Any) -> None:
     """Raise InputError naming each key whose value differs."""
-    was, now = dict(leaves(old, "")), dict(leaves(new, ""))
+    was, now = dict(leaves(old)), dict(leaves(new))
     keys = [key for key in {**was, **now} if was.get(key, _ABSENT) != now.get(key, _ABSENT)]
     if not keys:
         return
@@ -102,7 +104,7 @@ def _refuse_changes(folder: Path, old: Any, new: Any) -> None:
 _ABSENT = "absent"
 
 
-def leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Every value of nested mappings by its dotted path; a list is one value."""
     if isinstance(value, Mapping) and value:
         for key, child in value.items():

@@ -20,7 +20,7 @@ from jukebox_lite.training.reader import Reader
 from jukebox_lite.training.reporter import Reporter, Silence
 from jukebox_lite.training.tracking import Tracker
 
-_PRECISIONS = ("32-true", "bf16-mixed")  # 16-mixed skips steps, and its loss scale would have to be saved
+_PRECISIONS = ("auto", "32-true", "bf16-mixed")  # 16-mixed skips steps, and its loss scale would have to be saved
 _STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")  # sharded weights would need sharded checkpoints
 
 
@@ -79,7 +79,8 @@ class Trainer:
         self.max_steps, self.validate_every, self.checkpoint_every = max_steps, validate_every, checkpoint_every
         self.optimizer, self.schedule, self.tracker = optimizer, schedule, tracker
         self.log_every, self.accumulate, self.compile = log_every, accumulate, compile
-        self.gradient_clip, self.ema_decay, self.precision = gradient_clip, ema_decay, precision
+        self.gradient_clip, self.ema_decay = gradient_clip, ema_decay
+        self.precision = _fastest_precision() if precision == "auto" else precision
         self.accelerator, self.devices, self.num_nodes, self.strategy = accelerator, devices, num_nodes, strategy
 
     def fit(self, task: Task, folder: Path, seed: int) -> float:
@@ -173,6 +174,16 @@ class Trainer:
         )
 
 
+def _fastest_precision() -> str:
+    """bf16-mixed where the device multiplies bfloat16 natively; emulated it would be slower than 32-true."""
+    if torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        able = torch.cpu.get_capabilities()
+        native = able.get("avx512_bf16", False) or able.get("amx_bf16", False) or able.get("bf16", False)
+    return "bf16-mixed" if native else "32-true"
+
+
 def _resume(learner: Learner, folder: Path, warn: Callable[[str], None]) -> float:
     """Put the learner where the run's last whole checkpoint left it; returns the best score so far."""
     fabric = learner.fabric
@@ -215,14 +226,16 @@ def _validate(run: _Fit) -> dict[str, float]:
     drawn here touches no step: each seeds itself.
     """
     learner, task, fabric = run.learner, run.learner.task, run.learner.fabric
-    batches = []
+    batches, heard = [], None
     with fabric.autocast():
         for index in range(task.num_validation_batches):
             seed_torch(learner.seed, index, fabric.device)
             batches.append(task.validate(learner.averages, fabric.to_device(run.reader.validation(index))))
         if fabric.is_global_zero:
             seed_torch(learner.seed, 0, fabric.device)
-            run.reporter.listening(learner.step, task.listen(learner.averages))
+            heard = task.listen(learner.averages)
+    if heard:
+        run.reporter.listening(learner.step, heard)
     means = {name: float(torch.stack([metrics[name] for metrics in batches]).mean()) for name in batches[0]}
     return {name if name == "score" else f"val/{name}": mean for name, mean in means.items()}
 

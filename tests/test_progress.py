@@ -1,0 +1,32 @@
+"""Long work tells how far it is, and short work says nothing."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from jukebox_lite.progress import progress
+
+
+def told(terminal: bool) -> str:
+    """What two steps of work print."""
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=120)
+    with progress("sampling top", 1000, "codes", console, line_seconds=0) as advance:
+        advance(400, "window 1 of 2")
+        advance(600, "window 2 of 2")
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_is_done_the_rate_and_the_note_are_told(terminal: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("jukebox_lite.progress.PATIENCE", -1.0)
+    text = told(terminal)
+    for part in ("sampling top", "1,000 of 1,000 codes", "a second", "window 2 of 2"):
+        assert part in text
+    assert ("\x1b" in text) == terminal
+
+
+def test_what_is_soon_done_leaves_a_terminal_as_it_was():
+    """Stopping bars that had never started printed an empty line."""
+    assert told(terminal=True) == ""
