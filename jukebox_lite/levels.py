@@ -62,11 +62,12 @@ class Window:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a prior is told of its place: its level, the one above it, and the values each label can take."""
+    """What a prior is told of its place: its level, the one above it, what its labels and codes can mean."""
 
     level: Level
     above: Level | None = None  # the next coarser level; None for the top
     vocabulary: Mapping[str, Sequence[str]] = field(default_factory=dict)  # label -> values, UNKNOWN first
+    vectors: Mapping[str, Tensor] = field(default_factory=dict, compare=False)  # level -> [K, V, D]: what codes sound like
 
     @property
     def ratio(self) -> int:

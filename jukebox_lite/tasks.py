@@ -86,6 +86,7 @@ class CodecTask(Task):
         self.vocabulary = {}
         self.codec = codec
         self.windows = windows(sample_rate=codec.sample_rate, channels=codec.channels)
+        _check_length(codec, self.windows.num_samples)
         self.about = self.windows.songs.summary()
         self.fingerprints = {"songs": self.windows.songs.fingerprint()}
 
@@ -133,6 +134,13 @@ class CodecTask(Task):
         return Listening(dict(sorted((originals | clips).items())), self.codec.sample_rate, figures)
 
 
+def _check_length(codec: Codec, num_samples: int) -> None:
+    """Raises InputError unless windows are whole steps of every level, and long enough for the metrics' spectra."""
+    coarsest = codec.levels[0].samples_per_step
+    if num_samples % coarsest or num_samples < 2048:
+        raise InputError(f"windows.num_samples={num_samples}: expected a multiple of {coarsest}, 2048 or more")
+
+
 class PriorTask(Task):
     """Predict one level's codes from their past, the level above and the labels (Jukebox, section 4)."""
 
@@ -152,7 +160,7 @@ class PriorTask(Task):
         self.codec, self.sampler, self.num_clips = codec, sampler, num_clips
         self.windows = windows(codec=codec)
         self.num_validation_batches, self.vocabulary = num_validation_batches, self.windows.vocabulary
-        self.facts = Facts(codec.level(level), codec.above(level), self.vocabulary)
+        self.facts = Facts(codec.level(level), codec.above(level), self.vocabulary, codec.code_vectors())
         model = prior(facts=self.facts)
         if (above := self.facts.above) and model.context_length % self.facts.ratio:
             raise InputError(

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 from tiny import (
     HOPS,
@@ -37,7 +37,7 @@ from tiny import song as write_song
 
 from jukebox_lite import config
 from jukebox_lite.generation.songs import encode_given
-from jukebox_lite.training import table
+from jukebox_lite.training import checkpoint, table
 from jukebox_lite.training.load import load_codec
 
 STEPS = {level: round(0.32 * SAMPLE_RATE) // hop_length for level, hop_length in HOPS.items()}
@@ -173,6 +173,29 @@ def broken(folder: Path) -> Path:
     return folder
 
 
+def test_a_codec_that_has_gone_on_is_not_taken_for_the_one_that_was_learnt(world: World):
+    """A prior's codes would be heard through other weights, as noise; sampling and resuming refuse."""
+    shutil.copytree(world.runs / "codec", world.runs / "moving")
+    arguments = world.prior("top", "name=moved", f"codec.run={world.runs}/moving")
+    assert command("train.py", *arguments).code == 0
+    weights = checkpoint.read_weights(world.runs / "moving" / "checkpoints" / "00000004", "codec")
+    moved = {name: value + 0.1 if value.is_floating_point() else value for name, value in weights.items()}
+    checkpoint.save(world.runs / "moving", 5, {"codec": moved}, {})
+    refused = command("sample.py", *world.sample(levels=("moved",)))
+    assert re.search("moved learnt codes that its codec .*moving no longer writes", refused.error)
+    refused = command("train.py", *arguments)
+    assert refused.code == 1 and re.search(r"\nerror: .*fingerprints.codec was \w+, is now", refused.err)
+
+
+def test_songs_that_have_changed_are_another_run(world: World):
+    """The same command would not end with the same bits; the refusal comes before a step."""
+    data = music(world.folder / "changing", 2)
+    assert command("train.py", *world.codec("name=changing", data=data)).code == 0
+    write_song(data / "more.wav", 1)
+    refused = command("train.py", *world.codec("name=changing", data=data))
+    assert refused.code == 1 and re.search(r"\nerror: .*fingerprints.songs was \w+, is now", refused.err)
+
+
 # --- sampling ------------------------------------------------------------------------------------------------------
 
 
@@ -229,13 +252,7 @@ def test_a_run_cut_off_in_a_step_resumes_to_the_same_bits(world: World, kind: st
 
 def test_sigterm_from_outside_stops_a_training_that_resumes(world: World):
     """As a real process: it says where it saved, exits with 143, and goes on to the bits of a run never stopped."""
-    settings = (
-        "trainer.max_steps=200",
-        "trainer.validate_every=200",
-        "trainer.checkpoint_every=200",
-        "loss.weights.stft=0",
-    )
-    settings += ("windows.num_samples=512",)
+    settings = [f"trainer.{name}=100" for name in ("max_steps", "validate_every", "checkpoint_every")]
     process = start("train.py", *world.codec("name=stopped", *settings))
     metrics = world.runs / "stopped" / "metrics.jsonl"
     deadline = time.monotonic() + 60
@@ -267,7 +284,7 @@ def mistakes() -> Iterator[tuple[str, str, str]]:
     yield "another level", f"{codec} codec.multipliers.botom=2", "codec.multipliers: .*botom.*top, middle, bottom"
     yield "another loss", f"{codec} loss.weights.l1=1", "terms .* and weights .* must name the same"
     yield "a length that no hop divides", f"{codec} windows.num_samples=1000", "num_samples=1000.*multiple of 128"
-    yield "a rate below zero", f"{codec} optimizer.lr=-1", "optimizer: Invalid learning rate: -1"
+    yield "a length too short to judge", f"{codec} windows.num_samples=1024", "num_samples=1024.* 2048 or more"
     yield "a foreign target", f"{codec} codec._target_=os.system", "codec._target_=os.system is not allowed"
     yield "an unknown group", f"{codec} experimnt=vqvae", "no setting 'experimnt'; did you mean experiment"
     yield "an unknown setting", f"{codec} sed=1", "no setting 'sed'; did you mean seed"
@@ -287,7 +304,7 @@ def mistakes() -> Iterator[tuple[str, str, str]]:
     yield "no priors", "sample.py runs priors=[]", r"priors=\[\]: expected the folder"
     yield "priors untold", "sample.py runs", "'priors' is not set"
     yield "a missing run", "sample.py runs priors=[{world}/runs/nope]", "nope is no run: it has no config.yaml"
-    yield "a run from a stranger", "sample.py runs priors=[{bad}/hostile]", "prior._target_=os.system is not allowed"
+    yield "a run from a stranger", "sample.py runs priors=[{bad}/hostile]", "_target_=os.system is not allowed"
     yield "an unknown value", "sample.py priors labels.genre=polka", "labels.genre=polka.*knows organ, piano"
     yield (
         "an unknown label",
@@ -351,13 +368,19 @@ def test_a_mistake_is_one_line(world: World, bad: Path, tmp_path: Path, line: st
         "runs": ("seconds=0.32",),
     }
     arguments = before.get(words[0])
-    told = {word.split("=")[0] for word in words}
+    told = {word.split("=")[0] for word in words[1:]}
     kept = [word for word in arguments or () if word.split("=")[0] not in told]
     words = words[1:] if arguments is not None else words
     done = command(script, *kept, *words, f"runs={tmp_path}")
     assert re.search(says, done.error), done.error
     assert not done.out and not (bad / "harm").exists()
     assert not list(tmp_path.rglob("checkpoints")) and not list(tmp_path.rglob("*.wav"))
+
+
+def test_a_rate_that_pytorch_refuses_is_one_line_too(world: World):
+    """It comes up when the optimizer meets the weights, after the songs were told of."""
+    done = command("train.py", *world.codec("name=negative", "optimizer.lr=-1"))
+    assert done.code == 1 and done.err.endswith("\nerror: optimizer: Invalid learning rate: -1\n")
 
 
 def test_a_real_process_ends_with_one_line(world: World):
@@ -385,8 +408,8 @@ def test_help_and_the_composed_config_can_be_asked_for():
 
 def test_a_sweep_is_a_folder_of_runs_and_a_table(world: World, capsys: pytest.CaptureFixture[str]):
     """Four jobs side by side by joblib; the table is sorted by score and shows what differs, and nothing else."""
-    arguments = world.codec("name=wide", "-m", "codec.dim=8,16", "seed=0,1", "launcher=joblib")
-    done = finish(start("train.py", *arguments))
+    arguments = world.codec("name=wide", "codec.dim=8,16", "seed=0,1", "launcher=joblib")
+    done = finish(start("train.py", "-m", *arguments))
     assert done.code == 0, done.err
     folder = world.runs / "sweeps" / "wide"
     rows = table.read_rows(folder)
@@ -406,8 +429,8 @@ def test_a_sweep_is_a_folder_of_runs_and_a_table(world: World, capsys: pytest.Ca
 def test_a_job_that_fails_does_not_take_the_sweep_along(world: World):
     """It is told in one line and scores infinity; the other jobs run."""
     roots = f"data.root=/nowhere,{world.folder / 'music'}"
-    kept = [word for word in world.codec("name=half", "-m") if not word.startswith("data.root")]
-    done = command("train.py", *kept, roots)
+    kept = [word for word in world.codec("name=half") if not word.startswith("data.root")]
+    done = command("train.py", "-m", *kept, roots)
     assert done.code == 0, done.err
     assert "error: /nowhere: there is no such folder" in done.err
     assert [row.name for row in table.read_rows(world.runs / "sweeps" / "half")] == ["1"]
@@ -441,6 +464,8 @@ def test_what_is_written_can_be_typed(line: str):
         done = command(words[1], *settings, "--cfg", "job", "--resolve")
         assert done.code == 0, done.err
         schema = config.TrainConfig if words[1] == "train.py" else config.SampleConfig
-        config.check(OmegaConf.create(done.out), schema)
+        composed = OmegaConf.create(done.out)
+        assert isinstance(composed, DictConfig)
+        config.check(composed, schema)
     elif words[1].startswith("jukebox_lite."):
         assert importlib.util.find_spec(words[1])

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -127,14 +128,14 @@ def command(script: str, *arguments: str) -> Done:
     return Done(code, out.getvalue(), err.getvalue())
 
 
-def start(script: str, *arguments: str, cwd: Path = ROOT) -> subprocess.Popen[str]:
+def start(script: str | Path, *arguments: str) -> subprocess.Popen[str]:
     """The same command in a process of its own."""
     return subprocess.Popen(
         [sys.executable, str(ROOT / script), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        cwd=cwd,
+        cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
 
@@ -185,11 +186,16 @@ def build_world(folder: Path) -> Iterator[tuple[str, Done]]:
         yield level, command("train.py", *world.prior(level))
 
 
-def child(function: Callable[..., object], *arguments: object) -> int:
-    """The exit code of a fresh process that runs `function`; forked from one that has imported what is slow."""
+def forkserver() -> ForkServerContext:
+    """Makes processes that are forked from one that has imported what is slow."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["jukebox_lite.training.trainer", "jukebox_lite.config"])
-    process = context.Process(target=function, args=arguments)
+    return context
+
+
+def child(function: Callable[..., object], *arguments: object) -> int:
+    """The exit code of a fresh process that runs `function`."""
+    process = forkserver().Process(target=function, args=arguments)
     process.start()
     process.join(60)
     assert process.exitcode is not None, "still running after a minute"

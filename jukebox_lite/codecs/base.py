@@ -24,6 +24,10 @@ class Codec(nn.Module, ABC):
     def decode(self, codes: Codes) -> Tensor:
         """Audio [B, C, N] in [-1, 1], from the finest level that `codes` holds."""
 
+    def code_vectors(self) -> dict[str, Tensor]:
+        """What the decoder is given for each code [K, V, D], by level; a codec without such vectors has none."""
+        return {}
+
     def level(self, name: str) -> Level:
         """The level called `name`."""
         for level in self.levels:

@@ -33,6 +33,10 @@ class Quantizer(nn.Module, ABC):
     def decode(self, codes: Tensor) -> Tensor:
         """Codes [B, K, T] -> the latent [B, D, T] that `forward` gave with them."""
 
+    @abstractmethod
+    def vectors(self) -> Tensor:
+        """What each code of each codebook adds to the latent [K, V, D]."""
+
 
 class VQ(Quantizer):
     """One codebook, learnt by moving average; unused entries restart from the batch (Jukebox, section 3.1).
@@ -65,3 +69,6 @@ class VQ(Quantizer):
 
     def decode(self, codes: Tensor) -> Tensor:
         return rearrange(self.vq.get_output_from_indices(rearrange(codes, "b 1 t -> b t")), "b t d -> b d t")
+
+    def vectors(self) -> Tensor:
+        return rearrange(self.vq.codebook, "v d -> 1 v d")

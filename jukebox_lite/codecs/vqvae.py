@@ -1,7 +1,8 @@
 """The Jukebox codec: one autoencoder per level, each straight from the waveform (Jukebox, section 3)."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,8 @@ class HierarchicalVQVAE(Codec):
         super().__init__()
         if odd := [stride for group in strides.values() for stride in group if stride % 2]:
             raise InputError(f"codec.strides: {odd[0]} is odd; strides must be even to divide the length exactly")
+        if unknown := [name for name in multipliers or {} if name not in strides]:
+            raise InputError(f"codec.multipliers: there is no level {unknown[0]}; there are {', '.join(strides)}")
         self.sample_rate, self.channels = sample_rate, channels
         self.encoders, self.decoders, self.quantizers = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
         levels, halo = [], 0
@@ -67,6 +70,11 @@ class HierarchicalVQVAE(Codec):
         quantizer = self.quantizers[finest]
         assert isinstance(quantizer, Quantizer)
         return self.decoders[finest](quantizer.decode(codes[finest])).clamp(-1, 1)
+
+    def code_vectors(self) -> dict[str, Tensor]:
+        """What the decoder is given for each code [K, V, D], by level."""
+        codebooks: Iterable[tuple[str, Any]] = self.quantizers.items()
+        return {name: quantizer.vectors().detach() for name, quantizer in codebooks}
 
 
 def stages(strides: Mapping[str, list[int]]) -> Iterator[tuple[str, list[list[int]]]]:

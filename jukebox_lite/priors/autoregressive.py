@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from jukebox_lite.levels import Facts, Window
 from jukebox_lite.nn.transformer import Mixer, Transformer
 from jukebox_lite.priors.base import Loss, Prior, Sampler
+from jukebox_lite.priors.codes import CodeEmbedding, CodeHead, code_vectors, embed_all
 from jukebox_lite.priors.conditioning import Conditioner, Conditioning, condition
 
 
@@ -34,16 +35,12 @@ class AutoregressivePrior(Prior):
         super().__init__()
         self.facts, self.context_length = facts, context_length
         level = facts.level
-        self.embeddings = nn.ModuleList(nn.Embedding(level.codebook_size, dim) for _ in range(level.channels))
-        self.heads = nn.ModuleList(nn.Linear(dim, level.codebook_size, bias=False) for _ in range(level.channels))
+        vectors = code_vectors(facts.vectors.get(level.name), level.channels)
+        self.embeddings = nn.ModuleList(CodeEmbedding(level.codebook_size, dim, each) for each in vectors)
+        self.heads = nn.ModuleList(CodeHead(dim, level.codebook_size, each) for each in vectors)
         self.start = nn.Parameter(torch.zeros(dim))
         self.transformer = Transformer(dim, depth, num_heads, context_length, mixer, dropout)
         self.conditioners = nn.ModuleDict({name: make(dim=dim, facts=facts) for name, make in conditioners.items()})
-        for embedding in self.modules():
-            if isinstance(embedding, nn.Embedding):
-                nn.init.normal_(embedding.weight, std=0.02)
-        for weight in self.heads.parameters():
-            nn.init.zeros_(weight)  # training starts at the chance line
 
     def loss(self, window: Window) -> Loss:
         """Mean nats per token of window.codes[level] [B, K, T], and the chance line beside it."""
@@ -81,7 +78,7 @@ class AutoregressivePrior(Prior):
         Step 0 is predicted from the start vector, so at `first` 0 there is one more input than codes. The aligned
         conditioning is that of the step predicted, not of the step before (Jukebox does the same).
         """
-        x = torch.stack([embed(past[:, k]) for k, embed in enumerate(self.embeddings)]).sum(0)
+        x = embed_all(self.embeddings, past)
         if first == 0:
             start = self.start.expand(len(past), -1)
             start = start if conditioning.start is None else start + conditioning.start

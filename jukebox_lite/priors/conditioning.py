@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from jukebox_lite.errors import InputError
 from jukebox_lite.levels import Facts, Window
 from jukebox_lite.nn.conv import residual_stack
+from jukebox_lite.priors.codes import EMBEDDING_SCALE, CodeEmbedding, code_vectors, embed_all
 
 
 @dataclass
@@ -49,19 +50,19 @@ class LevelAbove(Conditioner):
         self.above, self.ratio = facts.above, facts.ratio
         if self.above is None:
             return
-        sizes = [self.above.codebook_size] * self.above.channels
-        self.embeddings = nn.ModuleList(nn.Embedding(size, width) for size in sizes)
+        size, vectors = self.above.codebook_size, code_vectors(facts.vectors.get(self.above.name), self.above.channels)
+        self.embeddings = nn.ModuleList(CodeEmbedding(size, width, each) for each in vectors)
         self.stack = nn.Sequential(*(residual_stack(width, depth, dilation_growth) for _ in range(cycles)))
         self.stretch = nn.ConvTranspose1d(width, dim, self.ratio, self.ratio)
         self.norm = nn.RMSNorm(dim)
+        nn.init.constant_(self.norm.weight, EMBEDDING_SCALE)  # as loud as the codes it is added to
 
     def forward(self, window: Window, length: int) -> Conditioning:
         if self.above is None:
             return Conditioning()
-        codes = window.codes[self.above.name]
-        x = torch.stack([embed(codes[:, k]) for k, embed in enumerate(self.embeddings)]).sum(0)
+        x = embed_all(self.embeddings, window.codes[self.above.name])
         x = self.stretch(self.stack(rearrange(x, "b t d -> b d t")))
-        return Conditioning(aligned=self.norm(rearrange(x, "b d t -> b t d"))[:, :length])
+        return Conditioning(aligned=self.norm(rearrange(x.float(), "b d t -> b t d"))[:, :length])
 
 
 class Label(Conditioner):
@@ -72,7 +73,7 @@ class Label(Conditioner):
         if name not in facts.vocabulary:
             raise InputError(f"conditioner {name}: windows.labels has only {', '.join(facts.vocabulary) or 'nothing'}")
         self.name, num_values = name, len(facts.vocabulary[name])
-        self.embedding = nn.Embedding(num_values, dim) if num_values > 1 else None
+        self.embedding = _embedding(num_values, dim) if num_values > 1 else None
 
     def forward(self, window: Window, length: int) -> Conditioning:
         if self.embedding is None:
@@ -91,7 +92,7 @@ class Timing(Conditioner):
         super().__init__()
         self.max_seconds, self.num_bins = max_seconds, num_bins
         # Only the top level is told the time: the levels below hear it in the codes above them.
-        self.embeddings = nn.ModuleList(nn.Embedding(num_bins, dim) for _ in range(0 if facts.above else 3))
+        self.embeddings = nn.ModuleList(_embedding(num_bins, dim) for _ in range(0 if facts.above else 3))
 
     def forward(self, window: Window, length: int) -> Conditioning:
         if not self.embeddings:
@@ -102,6 +103,13 @@ class Timing(Conditioner):
         bins = [(share * self.num_bins).long().clamp(0, self.num_bins - 1) for share in shares]
         embedded = [embed(index) for embed, index in zip(self.embeddings, bins, strict=True)]
         return Conditioning(aligned=torch.stack(embedded).sum(0))
+
+
+def _embedding(num_values: int, dim: int) -> nn.Embedding:
+    """A vector learnt per value."""
+    embedding = nn.Embedding(num_values, dim)
+    nn.init.normal_(embedding.weight, std=EMBEDDING_SCALE)
+    return embedding
 
 
 def condition(conditioners: Iterable[nn.Module], window: Window, length: int) -> Conditioning:

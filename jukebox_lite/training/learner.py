@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from jukebox_lite.errors import InputError
 from jukebox_lite.tasks import Models, Task
 from jukebox_lite.training.averages import averaged, follow
 from jukebox_lite.training.meter import GRAD_NORM, LOSS, Meter
@@ -38,7 +39,10 @@ class Learner:
         self.step = 0
         self.meter = Meter()
         self.parameters = {n: [p for p in m.parameters() if p.requires_grad] for n, m in task.models.items()}
-        self.optimizers = {name: optimizer(parameters) for name, parameters in self.parameters.items()}
+        try:
+            self.optimizers = {name: optimizer(parameters) for name, parameters in self.parameters.items()}
+        except ValueError as error:  # PyTorch's word on a learning rate below 0 and the like
+            raise InputError(f"optimizer: {error}") from error
         self.schedules = {name: schedule(optimizer) for name, optimizer in self.optimizers.items()}
         self.models: dict[str, Any] = {}  # wrapped by Fabric, as `task.step` gets them
         self._fabric_optimizers: dict[str, Any] = {}

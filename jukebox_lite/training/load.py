@@ -6,11 +6,12 @@ from torch import Tensor, nn
 
 from jukebox_lite import config
 from jukebox_lite.codecs.base import Codec
+from jukebox_lite.datasets.code_cache import codec_fingerprint
 from jukebox_lite.errors import InputError
 from jukebox_lite.levels import Facts
 from jukebox_lite.priors.base import Prior
 from jukebox_lite.training import checkpoint
-from jukebox_lite.training.run import read_vocabulary
+from jukebox_lite.training.run import read_fingerprints, read_vocabulary
 
 
 def load_codec(run: str) -> Codec:
@@ -29,8 +30,13 @@ def load_prior(run: str) -> tuple[Prior, Codec]:
     if "task" not in cfg or not str(cfg.task.get("_target_")).endswith("PriorTask"):
         raise InputError(f"{run} trained no prior: give runs of experiment=prior")
     codec = config.build(cfg.codec)
+    if read_fingerprints(Path(run)).get("codec", codec_fingerprint(codec)) != codec_fingerprint(codec):
+        raise InputError(
+            f"{run} learnt codes that its codec {cfg.codec.get('run', '')} no longer writes: the codec was trained "
+            "further, or replaced; train the prior again under another name"
+        )
     level = cfg.task.level
-    facts = Facts(codec.level(level), codec.above(level), read_vocabulary(Path(run)))
+    facts = Facts(codec.level(level), codec.above(level), read_vocabulary(Path(run)), codec.code_vectors())
     prior = config.build(cfg.prior)(facts=facts)
     _fill(prior, "prior", Path(run))
     return prior, codec

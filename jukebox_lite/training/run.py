@@ -40,12 +40,27 @@ def open_run(folder: Path, config_yaml: str) -> None:
 
 
 def record_start(folder: Path, provenance: Mapping[str, Any]) -> None:
-    """Add `provenance` to the list of the run's starts."""
-    if not _writes():
-        return
+    """Add `provenance` to the list of the run's starts.
+
+    Raises InputError where the run began with other songs, or codes of another codec, under the same names.
+    """
     history = folder / _PROVENANCE
     starts = json.loads(history.read_text(encoding="utf-8")) if history.exists() else []
+    if starts:
+        known, now = ({"fingerprints": start.get("fingerprints", {})} for start in (starts[0], provenance))
+        _refuse_changes(folder, known, now)
+    if not _writes():
+        return
     write_text(history, json.dumps([*starts, dict(provenance)], indent=1))
+
+
+def read_fingerprints(folder: Path) -> dict[str, str]:
+    """Of the songs, and of a prior's codec, that the run in `folder` learns from; empty where it does not say."""
+    history = folder / _PROVENANCE
+    try:
+        return json.loads(history.read_text(encoding="utf-8"))[0]["fingerprints"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
 
 
 def provenance(seed: int, repository: Path) -> dict[str, Any]:
