@@ -67,7 +67,9 @@ class Facts:
     level: Level
     above: Level | None = None  # the next coarser level; None for the top
     vocabulary: Mapping[str, Sequence[str]] = field(default_factory=dict)  # label -> values, UNKNOWN first
-    vectors: Mapping[str, Tensor] = field(default_factory=dict, compare=False)  # level -> [K, V, D]: what codes sound like
+    vectors: Mapping[str, Tensor] = field(
+        default_factory=dict, compare=False
+    )  # level -> [K, V, D]: what codes sound like
 
     @property
     def ratio(self) -> int:

@@ -261,7 +261,7 @@ def test_sigterm_from_outside_stops_a_training_that_resumes(world: World):
     process.send_signal(signal.SIGTERM)
     stopped = finish(process)
     assert stopped.code == 143 and "the same command resumes" in stopped.err, stopped.err
-    resumed = finish(start("train.py", *world.codec("name=stopped", *settings)))
+    resumed = command("train.py", *world.codec("name=stopped", *settings))
     assert resumed.code == 0 and "from step" in resumed.err, resumed.err
     assert command("train.py", *world.codec("name=unstopped", *settings)).code == 0
     assert_same(world.runs / "unstopped", world.runs / "stopped")

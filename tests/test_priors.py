@@ -11,12 +11,15 @@ from jukebox_lite.levels import Facts, Level, Window
 from jukebox_lite.nn.transformer import CausalAttention
 from jukebox_lite.priors.autoregressive import AutoregressivePrior, draw
 from jukebox_lite.priors.base import Sampler
+from jukebox_lite.priors.codes import CodeEmbedding, CodeVectors
 from jukebox_lite.priors.conditioning import Label, LevelAbove, Timing
 
 TOP = Level("top", vocab_size=5, channels=1, hop_length=16)
 BOTTOM = Level("bottom", vocab_size=7, channels=2, hop_length=4)
 VOCABULARY = {"genre": ["", "jazz", "rock"], "artist": [""]}
-FACTS = {"top": Facts(TOP, None, VOCABULARY), "bottom": Facts(BOTTOM, TOP, VOCABULARY)}
+SOUNDS = torch.Generator().manual_seed(9)
+VECTORS = {"top": torch.randn(1, 5, 3, generator=SOUNDS), "bottom": torch.randn(2, 7, 3, generator=SOUNDS)}
+FACTS = {"top": Facts(TOP, None, VOCABULARY), "bottom": Facts(BOTTOM, TOP, VOCABULARY, VECTORS)}
 CONDITIONERS = {
     "above": partial(LevelAbove, width=8, depth=2),
     "genre": partial(Label, name="genre"),
@@ -166,3 +169,25 @@ def test_the_extremes_of_the_noise_are_codes():
     logits = torch.tensor([-torch.inf, 0.0, 0.0, -torch.inf])
     noise = torch.tensor([0.0, torch.nextafter(torch.tensor(1.0), torch.tensor(0.0))])
     assert draw(logits.expand(2, -1), Sampler(), noise).tolist() == [1, 2]
+
+
+def test_a_head_can_rank_codes_by_their_distance_to_any_point():
+    """With the vectors' squared lengths as a feature, a linear map gives the log density of a Gaussian at every code."""
+    vectors = torch.randn(50, 4, generator=torch.Generator().manual_seed(3))
+    features = CodeVectors(vectors).features
+    wanted = -torch.cdist(torch.randn(20, 4, generator=torch.Generator().manual_seed(4)), vectors).square()
+    wanted = wanted - wanted.mean(1, keepdim=True)  # logits matter up to a constant
+    centred = features - features.mean(0)
+    solution = torch.linalg.lstsq(centred, wanted.T).solution
+    torch.testing.assert_close(centred @ solution, wanted.T, rtol=1e-3, atol=1e-3)
+
+
+def test_codes_that_sound_alike_are_embedded_alike():
+    """Two codes with the same vector differ by what is learnt of each only, two others by their vectors as well."""
+    vectors = torch.randn(6, 3, generator=torch.Generator().manual_seed(5))
+    vectors[1] = vectors[0]
+    embedding = CodeEmbedding(6, 8, CodeVectors(vectors))
+    torch.nn.init.zeros_(embedding.table.weight)
+    x = embedding(torch.arange(6)[None])[0]
+    torch.testing.assert_close(x[0], x[1])
+    assert (x[0] - x[2]).abs().max() > 1e-3

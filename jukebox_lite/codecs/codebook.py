@@ -78,29 +78,36 @@ class ChunkedCodebook(Codebook):
             self.sample_fn = self.replace_sample_fn = sample_vectors_distributed
 
 
-class RunningNorm(nn.Module):
-    """Latents [B, D, T] brought to mean 0 and variance 1 by feature, by moving averages of both.
+class LatentNorm(nn.Module):
+    """Latents [B, D, T] brought to mean 0 and variance 1 by feature: by the batch's own moments in training, by moving
+    averages of them in evaluation, as batch normalisation does (Ioffe and Szegedy 2015).
 
     In the first steps of a codec its latents hardly vary, all fall to a few entries, and the commitment loss holds them
-    there; normalised, they use the whole codebook from the first step on. The averages are the same in training and
-    evaluation, so that what the decoder learns from is what it will be given.
+    there; normalised, they spread over the codebook from the first step on.
     """
 
     def __init__(self, dim: int, decay: float):
         super().__init__()
         self.decay = decay
-        self.register_buffer("moments", torch.zeros(2, dim))  # mean, mean square
-        self.register_buffer("weight", torch.zeros(()))  # of what has been averaged, 1 in the end
+        self.mean: Tensor
+        self.variance: Tensor
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("variance", torch.ones(dim))
 
     def forward(self, latent: Tensor) -> Tensor:
-        """[B, D, T] -> [B, D, T]"""
+        """[B, D, T] -> [B, D, T], in full precision"""
+        latent = latent.float()
+        mean, variance = self.mean, self.variance
         if self.training:
-            with torch.no_grad():
-                batch = torch.stack([latent.float().mean((0, 2)), latent.float().square().mean((0, 2))])
-                if dist.is_available() and dist.is_initialized():
-                    dist.all_reduce(batch)
-                    batch /= dist.get_world_size()
-                self.moments.lerp_(batch, 1 - self.decay)
-                self.weight.lerp_(torch.ones_like(self.weight), 1 - self.decay)
-        mean, square = self.moments / self.weight.clamp(min=1e-12)
-        return (latent - mean[:, None]) * (square - mean.square()).clamp(min=1e-12).rsqrt()[:, None]
+            variance, mean = torch.var_mean(latent, (0, 2), correction=0)
+            self.follow(torch.stack([mean, variance]).detach())
+        return (latent - mean[:, None]) * (variance + 1e-8).rsqrt()[:, None]
+
+    @torch.no_grad()
+    def follow(self, moments: Tensor) -> None:
+        """Moves the averages towards the moments [2, D] of this batch, the mean over all processes."""
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(moments)
+            moments /= dist.get_world_size()
+        self.mean.lerp_(moments[0], 1 - self.decay)
+        self.variance.lerp_(moments[1], 1 - self.decay)

@@ -1,8 +1,7 @@
 """The Jukebox codec: one autoencoder per level, each straight from the waveform (Jukebox, section 3)."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,8 +72,10 @@ class HierarchicalVQVAE(Codec):
 
     def code_vectors(self) -> dict[str, Tensor]:
         """What the decoder is given for each code [K, V, D], by level."""
-        codebooks: Iterable[tuple[str, Any]] = self.quantizers.items()
-        return {name: quantizer.vectors().detach() for name, quantizer in codebooks}
+        quantizers = {
+            name: quantizer for name, quantizer in self.quantizers.items() if isinstance(quantizer, Quantizer)
+        }
+        return {name: quantizer.vectors().detach() for name, quantizer in quantizers.items()}
 
 
 def stages(strides: Mapping[str, list[int]]) -> Iterator[tuple[str, list[list[int]]]]:

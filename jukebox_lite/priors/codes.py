@@ -1,7 +1,7 @@
 """Codes as a transformer's features and back, knowing what the codec hears in each.
 
 Jukebox learns a vector for every code from nothing. A codec already holds one: what its decoder is given. Codes that
-sound alike have vectors that lie close, so a prior that starts from them learns of all the neighbours of a code it meets.
+sound alike have vectors that lie close, so a prior that sees them learns of all the neighbours of a code it meets.
 """
 
 import torch
@@ -72,4 +72,6 @@ def code_vectors(vectors: Tensor | None, num_codebooks: int) -> list[CodeVectors
 
 def embed_all(embeddings: nn.ModuleList, codes: Tensor) -> Tensor:
     """Codes [B, K, T] -> [B, T, D], summed over the codebooks."""
-    return torch.stack([embed(each) for embed, each in zip(embeddings, rearrange(codes, "b k t -> k b t"), strict=True)]).sum(0)
+    return torch.stack(
+        [embed(each) for embed, each in zip(embeddings, rearrange(codes, "b k t -> k b t"), strict=True)]
+    ).sum(0)
