@@ -70,21 +70,29 @@ def _run(name: str, command: Sequence[str], console: Console) -> float:
 def _figures(minutes: dict[str, float]) -> dict[str, dict[str, float]]:
     """What the runs came to, by stage."""
     codec = next(line for line in reversed(metrics(RUNS / "vqvae")) if "score" in line)
-    figures = {"minutes": minutes}
+    figures, statistics = {"minutes": minutes}, _code_statistics()
     for level in LEVELS:
         prior = next(line for line in reversed(metrics(RUNS / level)) if "score" in line)
         figures[level] = {
             "spectral convergence, dB": decibels(codec[f"val/spectral_convergence/{level}"]),
-            "codes used": codec[f"val/use/{level}"],
-            "perplexity": codec[f"val/perplexity/{level}"],
+            "codes used, %": 100 * statistics[level]["use"],
+            "perplexity": statistics[level]["perplexity"],
             "nats per token": prior["val/nats_per_token"],
             "chance": prior["val/chance"],
         }
-    sampled = sorted((RUNS / "sample").glob("*-bottom.wav"))
-    for name, path in {"real": BESIDE} | {f"sampled {i + 1}": path for i, path in enumerate(sampled[:-1])}.items():
-        audio, sample_rate = soundfile.read(path, frames=SECONDS * 44100, dtype="float32", always_2d=True)
+    *sampled, decoded = sorted((RUNS / "sample").glob(f"*-{LEVELS[-1]}.wav"))  # the real piece's section comes last
+    named = {f"sampled {i + 1}": path for i, path in enumerate(sampled)}
+    for name, path in {"real": BESIDE, "real, from its codes": decoded, **named}.items():
+        audio, sample_rate = soundfile.read(path, frames=SECONDS * 44_100, dtype="float32", always_2d=True)
         figures[name] = describe(torch.from_numpy(audio.T), sample_rate)
     return figures
+
+
+def _code_statistics() -> dict[str, dict[str, float]]:
+    """How the held-out pieces use each level's codes, from the code cache that the priors learnt from."""
+    start = json.loads((RUNS / LEVELS[0] / "provenance.json").read_text())[-1]["fingerprints"]
+    (manifest,) = Path("cache").glob(f"*-{start['codec']}/songs-{start['songs']}/manifest.json")
+    return json.loads(manifest.read_text())["statistics"]
 
 
 def _show(figures: dict[str, dict[str, float]], console: Console) -> None:

@@ -172,7 +172,7 @@ def test_the_extremes_of_the_noise_are_codes():
 
 
 def test_a_head_can_rank_codes_by_their_distance_to_any_point():
-    """With the vectors' squared lengths as a feature, a linear map gives the log density of a Gaussian at every code."""
+    """With the squared lengths as a feature, a linear map gives the log density of a Gaussian at every code."""
     vectors = torch.randn(50, 4, generator=torch.Generator().manual_seed(3))
     features = CodeVectors(vectors).features
     wanted = -torch.cdist(torch.randn(20, 4, generator=torch.Generator().manual_seed(4)), vectors).square()
