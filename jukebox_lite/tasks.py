@@ -8,11 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jukebox_lite.audio import read
 from jukebox_lite.codecs.base import Codec
+from jukebox_lite.codecs.pieces import padded_length
 from jukebox_lite.codecs.vqvae import HierarchicalVQVAE
 from jukebox_lite.datasets.audio_windows import AudioWindows
 from jukebox_lite.datasets.code_cache import codec_fingerprint
 from jukebox_lite.datasets.code_windows import CodeWindows
+from jukebox_lite.datasets.songs import Song
 from jukebox_lite.errors import InputError
 from jukebox_lite.levels import Facts, Window
 from jukebox_lite.losses import WeightedSum
@@ -80,9 +83,11 @@ class CodecTask(Task):
         loss: WeightedSum,
         num_validation_batches: int = 4,
         num_clips: int = 2,
+        clip_seconds: float = 5.0,
     ):
         self.models = {"codec": codec}
-        self.loss, self.num_validation_batches, self.num_clips = loss, num_validation_batches, num_clips
+        self.loss, self.num_validation_batches = loss, num_validation_batches
+        self.num_clips, self.clip_seconds = num_clips, clip_seconds
         self.vocabulary = {}
         self.codec = codec
         self.windows = windows(sample_rate=codec.sample_rate, channels=codec.channels)
@@ -122,16 +127,26 @@ class CodecTask(Task):
         return metrics | {"score": loss.detach()}
 
     def listen(self, models: Models) -> Listening:
-        """The first held-out clips, as they are and from each level's codes."""
-        audio = self.batch("val", 0)[: self.num_clips].to(device_of(models["codec"]))
+        """The middle of the first held-out songs, as it is and from each level's codes, finest first."""
+        audio = torch.stack([self.excerpt(song) for song in self.windows.songs.val[: self.num_clips]])
+        audio = audio.to(device_of(models["codec"]))
+        heard = {name: reconstruction.float() for name, (reconstruction, _) in models["codec"](audio).items()}
         clips, figures = {}, {}
-        for level, (reconstruction, _) in models["codec"](audio).items():
-            figures[f"spectral convergence, {level}"] = (
-                f"{decibels(spectral_convergence(reconstruction, audio).item()):.1f} dB"
-            )
-            clips |= {f"clip {i + 1}, {level}": clip.clamp(-1, 1) for i, clip in enumerate(reconstruction)}
-        originals = {f"clip {i + 1}, original": clip for i, clip in enumerate(audio)}
-        return Listening(dict(sorted((originals | clips).items())), self.codec.sample_rate, figures)
+        for index, original in enumerate(audio):
+            clips[f"clip {index + 1}, original"] = original
+            for level in reversed(self.codec.levels):
+                clips[f"clip {index + 1}, {level.name}"] = heard[level.name][index].clamp(-1, 1)
+        for level in reversed(self.codec.levels):
+            ratio = spectral_convergence(heard[level.name], audio).item()
+            figures[f"spectral convergence, {level.name}"] = f"{decibels(ratio):.1f} dB"
+        return Listening(clips, self.codec.sample_rate, figures)
+
+    def excerpt(self, song: Song) -> Tensor:
+        """Audio [C, N] from the middle of a song, at least `clip_seconds` long; zeros where the song is shorter."""
+        rate = self.codec.sample_rate
+        length = padded_length(self.codec, round(self.clip_seconds * rate))
+        start = max(0, (song.info.num_samples(rate) - length) // 2)
+        return read(song.path, start, length, rate, self.codec.channels)
 
 
 def _check_length(codec: Codec, num_samples: int) -> None:
@@ -200,8 +215,8 @@ class PriorTask(Task):
         )
         noise = torch.rand(real.shape, generator=torch.Generator().manual_seed(0)).to(device)
         sampled = models["prior"].sample(window, self.sampler, noise)
+        heard = [self.codec.decode({level.name: codes.cpu()}).float() for codes in (real, sampled)]
         clips = {}
-        for kind, codes in (("real codes", real), ("sampled", sampled)):
-            heard = self.codec.decode({level.name: codes.cpu()}).float()
-            clips |= {f"clip {i + 1}, {kind}": clip for i, clip in enumerate(heard)}
-        return Listening(dict(sorted(clips.items())), self.codec.sample_rate)
+        for index, (original, new) in enumerate(zip(*heard, strict=True)):
+            clips |= {f"clip {index + 1}, real codes": original, f"clip {index + 1}, sampled": new}
+        return Listening(clips, self.codec.sample_rate)
