@@ -150,10 +150,17 @@ class CodecTask(Task):
 
 
 def _check_length(codec: Codec, num_samples: int) -> None:
-    """Raises InputError unless windows are whole steps of every level, and long enough for the metrics' spectra."""
-    coarsest = codec.levels[0].samples_per_step
-    if num_samples % coarsest or num_samples < 2048:
-        raise InputError(f"windows.num_samples={num_samples}: expected a multiple of {coarsest}, 2048 or more")
+    """Raises InputError unless windows are whole steps of every level, and long enough to learn from.
+
+    A window of less than twice the halo has an edge in everything that a code hears. Trained so, a codec writes other
+    codes in the middle of a song: those that it never learnt to write.
+    """
+    step, least = codec.levels[0].samples_per_step, padded_length(codec, max(2 * codec.halo, 2048))
+    if num_samples % step or num_samples < least:
+        raise InputError(
+            f"windows.num_samples={num_samples}: expected a multiple of {step}, {least} or more, so that codes are "
+            f"learnt away from a window's edges; or a smaller codec.depth or codec.dilation_growth"
+        )
 
 
 class PriorTask(Task):
