@@ -23,5 +23,5 @@ lint: .venv/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-clean: ## what demo and test leave, but for .venv and the rendered music
-	rm -rf runs/demo cache
+clean: ## what the demo leaves, but for .venv, the rendered music and its codes
+	rm -rf runs/demo

@@ -36,9 +36,10 @@ def sample(cfg: DictConfig, folder: Path) -> Path:
     """Load the priors, complete the codes, write audio and a page; returns the page."""
     config.check(cfg, config.SampleConfig)
     settings = OmegaConf.to_yaml(cfg, resolve=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "config.yaml", settings)
+    if (folder / "provenance.json").exists():
+        raise InputError(f"name={cfg.name}: {folder} is a training run; give another name")
     priors, codec, fingerprint = load(cfg.priors)
+    beside = [real_section(codec, Path(cfg.beside), cfg.seconds)] if cfg.beside else []
     labels = {name: values_of(values) for name, values in cfg.labels.items()}
     codes = complete(
         codec,
@@ -50,9 +51,11 @@ def sample(cfg: DictConfig, folder: Path) -> Path:
         num_songs=cfg.num_songs,
         given=gift(cfg.given, codec, fingerprint),
         overlap=OmegaConf.to_object(cfg.overlap) if isinstance(cfg.overlap, DictConfig) else cfg.overlap,
+        total_seconds=cfg.total_seconds,
     )
     titles = [title(index, labels) for index in range(cfg.num_songs)]
-    beside = [real_section(codec, Path(cfg.beside), cfg.seconds)] if cfg.beside else []
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "config.yaml", settings)
     return write_songs(folder, codec, codes, fingerprint, titles, settings, beside)
 
 

@@ -31,10 +31,13 @@ def train(cfg: DictConfig, folder: Path) -> float:
     """Compose, check, build, fit."""
     config.check(cfg, config.TrainConfig)
     run.open_run(folder, OmegaConf.to_yaml(cfg, resolve=True))
+    if cfg.seed < 0:
+        raise InputError(f"seed={cfg.seed}: give 0 or more")
+    if HydraConfig.get().mode == RunMode.MULTIRUN and cfg.trainer.devices > 1:
+        raise InputError("trainer.devices: a sweep's jobs run on one device each; side by side with launcher=joblib")
+    trainer = config.build(cfg.trainer)  # how
     torch.manual_seed(cfg.seed)
     task = config.build(cfg.task)  # what is learnt, and from what
-    print(task.about, file=sys.stderr)
-    trainer = config.build(cfg.trainer)  # how
     run.save_vocabulary(folder, task.vocabulary)
     run.record_start(folder, run.provenance(cfg.seed, Path(__file__).parent) | {"fingerprints": task.fingerprints})
     return trainer.fit(task, folder, cfg.seed)

@@ -94,23 +94,6 @@ def read(path: str | Path, start: int, num_samples: int, sample_rate: int, chann
     return torch.from_numpy(window)
 
 
-def read_blocks(path: str | Path, sample_rate: int, channels: int, block_size: int) -> Iterator[Tensor]:
-    """The whole file as resampled to `sample_rate` Hz, in constant memory: blocks [C, block_size], the last shorter."""
-    kept: list[np.ndarray] = []
-    count = 0
-    for chunk in _resampled_chunks(Path(path), sample_rate, channels):
-        kept.append(chunk)
-        count += len(chunk)
-        if count >= block_size:
-            joined = np.concatenate(kept)
-            whole = count - count % block_size
-            for block in np.split(joined[:whole], whole // block_size):
-                yield torch.from_numpy(rearrange(block, "n c -> c n").copy())
-            kept, count = [joined[whole:]], count - whole
-    if count:
-        yield torch.from_numpy(rearrange(np.concatenate(kept), "n c -> c n").copy())
-
-
 def write(path: str | Path, audio: Tensor, sample_rate: int) -> None:
     """Writes audio [C, N], clipped to [-1, 1], as the suffix says: 16-bit .wav or .flac, or Vorbis .ogg.
 
@@ -173,20 +156,6 @@ def _ogg_is_closed(path: Path) -> bool:
         end = file.read()
     page = end.rfind(b"OggS")
     return 0 <= page < len(end) - 5 and bool(end[page + 5] & 4)
-
-
-def _resampled_chunks(path: Path, sample_rate: int, channels: int) -> Iterator[np.ndarray]:
-    """The file from its start as arrays [n, C] at `sample_rate` Hz, of any length."""
-    with _opened(path) as file:
-        native, total = file.samplerate, file.frames
-        stream = None if native == sample_rate else soxr.ResampleStream(native, sample_rate, channels, dtype="float32")
-    position, ended = 0, False
-    while not ended:
-        with _opened(path) as file:  # not held open between blocks: the caller may take its time
-            audio = _mixed(_decode(file, position, _BLOCK), channels, path)
-        position += len(audio)
-        ended = position >= total or not len(audio)
-        yield stream.resample_chunk(audio, last=ended) if stream else audio
 
 
 def _decode(file: soundfile.SoundFile, start: int, count: int) -> np.ndarray:

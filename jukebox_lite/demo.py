@@ -44,8 +44,10 @@ def main() -> None:
         f"name={RUNS.name}/sample",
         f"seconds={SECONDS}",
         f"beside={BESIDE}",
-        "sampler.temperature=0.95",
+        "total_seconds=40",
+        "labels.artist=J. S. Bach",
         "labels.genre=[church organ,strings]",
+        "sampler.temperature={top: 0.9, middle: 0.8, bottom: 0.8}",
     ]
     for name, command in stages.items():
         minutes[name] = _run(name, command, console)
@@ -61,7 +63,11 @@ def _run(name: str, command: Sequence[str], console: Console) -> float:
         f"\n== {name}: python {' '.join(command)}", style="bold", highlight=False, markup=False, soft_wrap=True
     )
     began = time.monotonic()
-    code = subprocess.run([sys.executable, *command], check=False).returncode
+    process = subprocess.Popen([sys.executable, *command])
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:  # it has got Ctrl-C as well, and saves before it ends
+        code = process.wait() or 130
     if code:
         sys.exit(code)
     return (time.monotonic() - began) / 60

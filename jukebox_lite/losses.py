@@ -65,8 +65,15 @@ class WeightedSum(nn.Module):
 
     def forward(self, prediction: Tensor, target: Tensor, level: str) -> tuple[Tensor, dict[str, Tensor]]:
         """Audio [B, C, N] twice -> the level's weighted sum [] and its terms [] unweighted, in full precision."""
-        weights = {name: weight[level] if isinstance(weight, dict) else weight for name, weight in self.weights.items()}
+        weights = {name: _at(name, weight, level) for name, weight in self.weights.items()}
         with torch.autocast(target.device.type, enabled=False):
             prediction, target = prediction.float(), target.float()
             values = {name: term(prediction, target) for name, term in self.terms.items() if weights[name]}
         return torch.stack([weights[name] * value for name, value in values.items()]).sum(), values
+
+
+def _at(name: str, weight: float | dict[str, float], level: str) -> float:
+    """A loss's weight at a level."""
+    if isinstance(weight, dict) and level not in weight:
+        raise InputError(f"loss.weights.{name}: the codec has a level {level}; give its weight, or one for all levels")
+    return weight[level] if isinstance(weight, dict) else weight

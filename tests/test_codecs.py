@@ -10,7 +10,7 @@ from jukebox_lite.codecs.pieces import encode_in_pieces, padded_length
 from jukebox_lite.codecs.quantizers import VQ
 from jukebox_lite.codecs.vqvae import HierarchicalVQVAE
 from jukebox_lite.errors import InputError
-from jukebox_lite.nn.conv import Decoder, Encoder
+from jukebox_lite.nn.conv import Encoder
 
 
 def small(channels: int = 1) -> HierarchicalVQVAE:
@@ -68,9 +68,9 @@ def test_a_long_file_in_pieces_equals_the_whole(piece_samples: int):
 
 @pytest.mark.parametrize("strides", [[[4], [2, 2]], [[8]], [[2, 2, 2], [2, 2]]])
 def test_the_halo_is_all_that_a_code_depends_on(strides: list[list[int]]):
-    """The gradient of one latent reaches the halo's edge at most, and one sample's the decoder's."""
+    """The gradient of one latent reaches the halo's edge at most."""
     torch.manual_seed(0)
-    encoder, decoder = (kind(1, 4, 8, 2, 3, strides) for kind in (Encoder, Decoder))
+    encoder = Encoder(1, 4, 8, 2, 3, strides)
     hop = 1
     for group in strides:
         for stride in group:
@@ -79,10 +79,6 @@ def test_the_halo_is_all_that_a_code_depends_on(strides: list[list[int]]):
     encoder(audio)[0, :, 32].sum().backward()
     reached = audio.grad[0, 0].nonzero()
     assert 32 * hop - encoder.halo <= reached.min() and reached.max() < 33 * hop + encoder.halo
-    latent = torch.randn(1, 4, 64, requires_grad=True)
-    decoder(latent)[0, 0, 32 * hop : 33 * hop].sum().backward()
-    reached = latent.grad[0].abs().sum(0).nonzero()
-    assert 32 - decoder.halo <= reached.min() and reached.max() <= 32 + decoder.halo
 
 
 def test_an_odd_stride_is_refused():

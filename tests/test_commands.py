@@ -184,7 +184,7 @@ def test_a_codec_that_has_gone_on_is_not_taken_for_the_one_that_was_learnt(world
     refused = command("sample.py", *world.sample(levels=("moved",)))
     assert re.search("moved learnt codes that its codec .*moving no longer writes", refused.error)
     refused = command("train.py", *arguments)
-    assert refused.code == 1 and re.search(r"\nerror: .*fingerprints.codec was \w+, is now", refused.err)
+    assert refused.code == 1 and re.search(r"error: .*fingerprints.codec was \w+, is now", refused.err)
 
 
 def test_songs_that_have_changed_are_another_run(world: World):
@@ -193,7 +193,7 @@ def test_songs_that_have_changed_are_another_run(world: World):
     assert command("train.py", *world.codec("name=changing", data=data)).code == 0
     write_song(data / "more.wav", 1)
     refused = command("train.py", *world.codec("name=changing", data=data))
-    assert refused.code == 1 and re.search(r"\nerror: .*fingerprints.songs was \w+, is now", refused.err)
+    assert refused.code == 1 and re.search(r"error: .*fingerprints.songs was \w+, is now", refused.err)
 
 
 # --- sampling ------------------------------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ def test_what_is_given_is_kept(world: World, sampled: Path):
 
 def test_a_temperature_can_be_told_per_level(world: World):
     """At 0 a level no longer follows the seed, and the others still do."""
-    cold = "sampler.temperature={top: 0, middle: 0.9}"
+    cold = "sampler.temperature={top: 0, middle: 0.9, bottom: 1}"
     first, other = (codes_of(world, f"name=cold{seed}", cold, f"seed={seed}") for seed in (0, 1))
     assert same(first, other, "top") and not same(first, other, "middle")
 
@@ -380,7 +380,7 @@ def test_a_mistake_is_one_line(world: World, bad: Path, tmp_path: Path, line: st
 def test_a_rate_that_pytorch_refuses_is_one_line_too(world: World):
     """It comes up when the optimizer meets the weights, after the songs were told of."""
     done = command("train.py", *world.codec("name=negative", "optimizer.lr=-1"))
-    assert done.code == 1 and done.err.endswith("\nerror: optimizer: Invalid learning rate: -1\n")
+    assert done.code == 1 and done.err.endswith("error: optimizer: Invalid learning rate: -1\n")
 
 
 def test_a_real_process_ends_with_one_line(world: World):

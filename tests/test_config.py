@@ -57,6 +57,10 @@ def test_sampling_fits_the_code():
         (["seed=many"], "'seed' should be int"),
         (["codec._target_=os.system"], "codec._target_=os.system is not allowed"),
         (["codec._target_=jukebox_lite.codecs.vqvae.Nothing"], "does not exist"),
+        (["codec._target_=jukebox_lite.files.os.system"], "jukebox_lite.files.os.system is not allowed"),
+        (["codec._target_=jukebox_lite.datasets.songs.os.remove"], "songs.os.remove is not allowed"),
+        (["codec._target_=jukebox_lite.files.remove"], "jukebox_lite.files.remove is not allowed"),
+        (["codec._target_=jukebox_lite.datasets.chorales.prepare_chorales"], "prepare_chorales is not allowed"),
         (["optimizer._target_=torch.hub.load"], "optimizer._target_=torch.hub.load is not allowed"),
         (["codec.dim=${nowhere}"], "does not resolve"),
     ],
@@ -85,8 +89,8 @@ def test_a_misspelt_key_inside_an_experiment_file_is_named(tmp_path: Path):
 
 def test_build_refuses_what_check_would():
     """A foreign target is not run even where nobody called check, however deep it lies."""
-    cfg = OmegaConf.create({"_target_": "jukebox_lite.levels.Level", "name": {"_target_": "os.system", "command": "x"}})
-    with pytest.raises(config.ConfigError, match="name._target_=os.system is not allowed"):
+    cfg = OmegaConf.create({"_target_": "jukebox_lite.losses.WaveformL2", "power_floor": {"_target_": "os.system"}})
+    with pytest.raises(config.ConfigError, match="power_floor._target_=os.system is not allowed"):
         config.build(cfg)
 
 
@@ -97,3 +101,11 @@ def test_a_hostile_config_file_is_refused(tmp_path: Path, text: str):
     with pytest.raises(config.InputError) as caught:
         config.read(tmp_path / "config.yaml")
     assert "\n" not in str(caught.value)
+
+
+def test_a_runs_config_builds_models_only():
+    """What sample.py loads may name codecs and priors; a data set, which would write a folder, is refused there."""
+    target = "jukebox_lite.datasets.chorales.Chorales"
+    cfg = OmegaConf.create({"_target_": target, "root": "x", "rendered": "x"})
+    with pytest.raises(config.ConfigError, match="Chorales is not allowed"):
+        config.build(cfg, config.ROOMS)

@@ -18,7 +18,7 @@ from jukebox_lite.audio import write
 from jukebox_lite.codecs.base import Codec
 from jukebox_lite.errors import InputError
 from jukebox_lite.generation.complete import complete, samplers, windows
-from jukebox_lite.generation.songs import encode_given, read_codes, save_codes, seconds_of, steps_for, write_songs
+from jukebox_lite.generation.songs import encode_given, read_codes, save_codes, steps_for, write_songs
 from jukebox_lite.levels import UNKNOWN, Codes, Facts, Level, Window
 from jukebox_lite.priors.base import Loss, Prior, Sampler
 
@@ -126,7 +126,7 @@ def test_an_overlap_that_makes_no_sense_is_refused(overlap):
         list(windows(8, 4, overlap))
 
 
-@pytest.mark.parametrize("overlap", [0.0, 0.3, 0.5, 0.9, {"top": 0.75}])
+@pytest.mark.parametrize("overlap", [0.0, 0.3, 0.5, 0.9, {"top": 0.75, "middle": 0.5, "bottom": 0.5}])
 @pytest.mark.parametrize("contexts", [(7, 18, 50), (12, 48, 192), (100, 10, 9), (1, 4, 4)])
 def test_levels_line_up_whatever_the_windows(contexts, overlap):
     priors = [PositionPrior(level.name, size) for level, size in zip(LEVELS, contexts, strict=True)]
@@ -228,7 +228,12 @@ def test_what_does_not_fit_is_refused_before_anything_is_sampled(names, change, 
 
 
 def test_samplers_take_one_value_or_one_a_level():
-    made = samplers(LEVELS, temperature={"top": 0.5}, top_k=7, top_p={"bottom": None, "middle": 1.0})
+    made = samplers(
+        LEVELS,
+        temperature={"top": 0.5, "middle": 1.0, "bottom": 1.0},
+        top_k=7,
+        top_p={"top": None, "bottom": None, "middle": 1.0},
+    )
     assert made["top"] == Sampler(0.5, 7, None) and made["middle"] == Sampler(1.0, 7, 1.0)
     assert made["bottom"] == Sampler(1.0, 7, None)
 
@@ -252,8 +257,7 @@ def test_steps_cover_the_seconds_and_no_more(seconds):
     steps = steps_for(codec, seconds)
     assert steps["middle"] == 4 * steps["top"] and steps["bottom"] == 16 * steps["top"]
     assert 0 <= steps["top"] * 128 / 8000 - seconds + 1e-9 < 128 / 8000
-    codes = {name: torch.zeros(1, 1, count) for name, count in steps.items()}
-    assert steps_for(codec, seconds_of(codec, codes)) == steps
+    assert steps_for(codec, steps["top"] * 128 / 8000) == steps
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf")])

@@ -57,6 +57,7 @@ class Regression(Task):
     num_validation_batches = 2
     vocabulary: dict[str, list[str]] = {}
     rate_unit = "rows"
+    about = "numbers"
 
     def __init__(self, spoil: Callable[[int], None] = lambda _: None, poisoned: int = -1) -> None:
         torch.manual_seed(0)
@@ -364,11 +365,11 @@ def test_what_a_step_draws_follows_seed_and_index() -> None:
 
 
 def test_a_run_leaves_what_a_person_looks_for(tmp_path: Path) -> None:
-    """Parameters first; a line a log interval; curves, sounds and a page; nothing that could run code when read."""
+    """The data and the parameters first, then a line a log interval; curves, sounds, a page; nothing to be unpickled."""
     trainer(tracker=TensorBoard).fit(Songs(), tmp_path, seed=0)
-    assert "parameters: model 20; 1 x cpu" in (tmp_path / "train.log").read_text().splitlines()[0]
+    assert "parameters: model 20; 1 x cpu" in (tmp_path / "train.log").read_text().splitlines()[1]
     lines = journal(tmp_path)
-    assert [line["step"] for line in lines] == [2, 3, 4, 6]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 6]
     assert {"loss/model", "grad_norm/model", "lr/model", "doubled"} <= lines[0].keys()
     assert {"score", "val/noise"} <= lines[1].keys()
     assert (tmp_path / "samples" / "00000003" / "index.html").exists()

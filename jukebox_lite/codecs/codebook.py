@@ -30,6 +30,7 @@ class ChunkedCodebook(Codebook):
         # use_ddp is decided when the first batch arrives: the model may be built before the processes meet
         super().__init__(dim, codebook_size, kmeans_init=kmeans_init, decay=decay, threshold_ema_dead_code=0)
         self.dead_below, self.chunk = dead_below, chunk
+        self.started = False  # whether the entries are known to be set; the library's own mark is on the device
 
     def nearest(self, latents: Tensor) -> Tensor:
         """Indices [N] of the entries nearest to `latents` [N, D]."""
@@ -44,7 +45,9 @@ class ChunkedCodebook(Codebook):
             latents = rearrange(x.float(), "b t d -> (b t) d")
             if self.training and not freeze_codebook:
                 self.share_between_processes()
-                self.init_embed_(latents[None])
+                if not self.started:
+                    self.init_embed_(latents[None])
+                    self.started = True
             codes = self.nearest(latents)
             entries = self.embed[0][codes]
             if self.training and not freeze_codebook:
@@ -65,7 +68,7 @@ class ChunkedCodebook(Codebook):
 
     def revive(self, latents: Tensor, dead: Tensor, even_share: Tensor) -> None:
         """Sets the `dead` entries [1, V] to random latents of this batch, as if they had had an even share of use."""
-        candidates = self.replace_sample_fn(latents[None], self.codebook_size)  # the same number, dead or not: no sync
+        candidates = self.replace_sample_fn(latents[None], self.codebook_size)
         dead = dead[..., None]
         self.embed.copy_(torch.where(dead, candidates, self.embed))
         self.embed_avg.copy_(torch.where(dead, candidates * even_share, self.embed_avg))

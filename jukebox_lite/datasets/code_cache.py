@@ -125,7 +125,7 @@ def _encode(codec: Codec, song: Song, advance: Callable[[float], None]) -> dict[
     def read(start: int, length: int) -> Tensor:
         return audio.read(song.path, start, length, rate, channels).to(device)
 
-    num_samples = round(song.info.seconds * rate)
+    num_samples = song.info.num_samples(rate)
     pieces: dict[str, list[np.ndarray]] = {level.name: [] for level in codec.levels}
     for _, codes in encode_in_pieces(codec, read, num_samples, PIECE_SECONDS * rate):
         for level in codec.levels:
@@ -145,7 +145,7 @@ def _assemble(codec: Codec, songs: Songs, parts: Path, path: Path) -> None:
     making.mkdir()
     cached, start = [], 0
     for song in songs.all:
-        num_samples = padded_length(codec, round(song.info.seconds * codec.sample_rate))
+        num_samples = padded_length(codec, song.info.num_samples(codec.sample_rate))
         length = num_samples // codec.levels[0].samples_per_step
         cached.append(CachedSong(song.name, song.split, song.info.seconds, start, length))
         start += length

@@ -5,16 +5,33 @@ import torch
 from jukebox_lite.codecs.base import Codec
 from jukebox_lite.datasets.code_cache import CodeCache
 from jukebox_lite.datasets.songs import Songs
-from jukebox_lite.datasets.spans import draw_spans
+from jukebox_lite.datasets.spans import draw_spans, generator_of
 from jukebox_lite.errors import InputError
 from jukebox_lite.levels import Facts, Window
 
 
 class CodeWindows:
-    """Batches of windows that are a pure function of (seed, split, step): resuming needs no loader state."""
+    """Batches of windows that are a pure function of (seed, split, step): resuming needs no loader state.
 
-    def __init__(self, songs: Songs, batch_size: int, folder: str, labels: list[str], codec: Codec, seed: int = 0):
-        self.songs, self.batch_size, self.seed = songs, batch_size, seed
+    In training a label is told as unknown with the chance `label_dropout`, so that songs can be sampled without it.
+    """
+
+    def __init__(
+        self,
+        songs: Songs,
+        batch_size: int,
+        folder: str,
+        labels: list[str],
+        codec: Codec,
+        label_dropout: float = 0.1,
+        seed: int = 0,
+    ):
+        if batch_size < 1 or not 0 <= label_dropout <= 1:
+            raise InputError(
+                f"windows.batch_size={batch_size} and windows.label_dropout={label_dropout}: "
+                "expected 1 or more, and 0 to 1"
+            )
+        self.songs, self.batch_size, self.label_dropout, self.seed = songs, batch_size, label_dropout, seed
         self.seconds_per_sample = 1 / codec.sample_rate
         self.vocabulary = songs.vocabulary(labels)
         self.labels = {song.name: song.labels for song in songs.all}
@@ -40,6 +57,9 @@ class CodeWindows:
         if above := facts.above:
             codes[above.name] = [self.cache.codes(song, above, start, context_length // ratio) for song, start in picks]
         labels = facts.indices({name: [self._known(name, song.name) for song, _ in picks] for name in self.vocabulary})
+        for name, values in labels.items() if split == "train" else ():
+            told = torch.rand(len(values), generator=generator_of(self.seed, name, step)) >= self.label_dropout
+            labels[name] = values * told  # index 0 is unknown
         step_seconds = level.samples_per_step * self.seconds_per_sample
         start_seconds = torch.tensor([start * ratio * step_seconds for _, start in picks])
         labels |= {

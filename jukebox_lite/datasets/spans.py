@@ -15,8 +15,12 @@ def draw_spans(
     """
     starts = torch.tensor([max(length - size, 0) + 1 for length in lengths])
     ends = starts.cumsum(0)
-    digest = hashlib.sha256(f"{seed}/{split}/{step}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
-    draws = torch.randint(int(ends[-1]), (count,), generator=generator)
+    draws = torch.randint(int(ends[-1]), (count,), generator=generator_of(seed, split, step))
     songs = torch.searchsorted(ends, draws, right=True)
     return list(zip(songs.tolist(), (draws - (ends - starts)[songs]).tolist(), strict=True))
+
+
+def generator_of(seed: int, *words: str | int) -> torch.Generator:
+    """A generator whose numbers are a function of the seed and the words alone."""
+    digest = hashlib.sha256("/".join(map(str, (seed, *words))).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)

@@ -14,16 +14,16 @@ from jukebox_lite.priors.base import Prior
 Value = TypeVar("Value")
 
 
-def by_level(
-    setting: str, value: Value | Mapping[str, Value], levels: Sequence[Level], default: Value
-) -> dict[str, Value]:
-    """A setting by level name, from one value for all levels or from a mapping; `default` where that is silent."""
+def by_level(setting: str, value: Value | Mapping[str, Value], levels: Sequence[Level]) -> dict[str, Value]:
+    """A setting by level name, from one value for all levels or from a mapping that names each."""
     names = [level.name for level in levels]
     if not isinstance(value, Mapping):
         return dict.fromkeys(names, value)
     if unknown := [name for name in value if name not in names]:
         raise InputError(f"{setting}.{unknown[0]}: the codec has the levels {', '.join(names)}")
-    return {name: value.get(name, default) for name in names}
+    if missing := [name for name in names if name not in value]:
+        raise InputError(f"{setting}.{missing[0]} is not set: give one value for all levels, or one for each")
+    return dict(value)
 
 
 def check_codes(level: Level, codes: Tensor, source: str) -> None:

@@ -50,7 +50,7 @@ def complete(
     codes = _spread_over_songs(codec, given or {}, num_steps, num_songs)
     check_lengths(codec, ordered, num_steps, codes)
     check_labels(ordered, labels, num_songs)
-    overlaps = by_level("overlap", overlap, codec.levels, default=_OVERLAP)
+    overlaps = by_level("overlap", overlap, codec.levels)
     spans, known = {}, {}  # settled for all levels before hours go into the first
     for prior in ordered:
         name = prior.facts.level.name
@@ -100,9 +100,9 @@ def samplers(
     top_p: float | Mapping[str, float | None] | None = None,
 ) -> dict[str, Sampler]:
     """A sampler by level name; each setting is one value for all levels, or values by level name."""
-    temperatures = by_level("temperature", temperature, levels, default=1.0)
-    top_ks = by_level("top_k", top_k, levels, default=None)
-    top_ps = by_level("top_p", top_p, levels, default=None)
+    temperatures = by_level("temperature", temperature, levels)
+    top_ks = by_level("top_k", top_k, levels)
+    top_ps = by_level("top_p", top_p, levels)
     for name in temperatures:
         if not 0 <= temperatures[name] < float("inf"):
             raise InputError(f"temperature={temperatures[name]} of level {name}: expected 0 or more")

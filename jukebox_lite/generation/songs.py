@@ -29,14 +29,8 @@ def steps_for(codec: Codec, seconds: float) -> dict[str, int]:
     if not 0 < seconds < math.inf:
         raise InputError(f"seconds={seconds}: expected more than 0")
     coarsest = codec.levels[0].samples_per_step
-    steps = math.ceil(seconds * codec.sample_rate / coarsest - 1e-6)  # seconds_of(codec, codes) gives the same steps
+    steps = math.ceil(seconds * codec.sample_rate / coarsest - 1e-6)  # whole steps, given in seconds, stay as many
     return {level.name: max(steps, 1) * coarsest // level.samples_per_step for level in codec.levels}
-
-
-def seconds_of(codec: Codec, codes: Codes) -> float:
-    """How long the longest of codes [B, K, T] sounds."""
-    spans = [values.shape[-1] * codec.level(name).samples_per_step for name, values in codes.items()]
-    return max(spans) / codec.sample_rate
 
 
 @torch.no_grad()

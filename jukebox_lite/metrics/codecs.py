@@ -34,7 +34,7 @@ def decibels(ratio: float) -> float:
 def code_histogram(codes: Tensor, vocab_size: int) -> Tensor:
     """Codes [B, K, T] -> how often each entry of each codebook occurs [K, V]."""
     rows = rearrange(codes, "b k t -> k (b t)")
-    return torch.stack([torch.bincount(row, minlength=vocab_size) for row in rows])
+    return rows.new_zeros(len(rows), vocab_size).scatter_add_(1, rows, torch.ones_like(rows))
 
 
 def code_use(histogram: Tensor) -> Tensor:
@@ -45,4 +45,4 @@ def code_use(histogram: Tensor) -> Tensor:
 def perplexity(histogram: Tensor) -> Tensor:
     """Histogram [K, V] -> [], exp of the entropy, averaged over codebooks: how many entries an even use would need."""
     share = histogram / histogram.sum(-1, keepdim=True).clamp(min=1)
-    return torch.special.entr(share.double()).sum(-1).exp().mean()
+    return torch.special.entr(share).sum(-1).exp().mean()

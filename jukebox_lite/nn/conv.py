@@ -1,7 +1,6 @@
 """Strided convolutions and dilated residual stacks between a waveform and a level's latent (Jukebox, appendix B.1)."""
 
 from collections.abc import Sequence
-from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -67,15 +66,9 @@ class Decoder(nn.Sequential):
         strides: Sequence[Sequence[int]],
     ):
         super().__init__()
-        self.halo = 0  # latent steps to either side that a sample depends on
-        hop, halo_samples, total = prod(prod(group) for group in strides), 0, prod(prod(group) for group in strides)
         for group in reversed(strides):
             self.append(nn.Conv1d(latent_dim, dim, 3, padding=1))
-            halo_samples += hop
-            for i, stride in reversed(list(enumerate(group))):
+            for index, stride in reversed(list(enumerate(group))):
                 self.append(residual_stack(dim, depth, dilation_growth, widest_first=True))
-                halo_samples += sum(dilation_growth**i for i in range(depth)) * hop + hop
-                hop //= stride
-                self.append(nn.ConvTranspose1d(dim, dim if i else latent_dim, 2 * stride, stride, stride // 2))
+                self.append(nn.ConvTranspose1d(dim, dim if index else latent_dim, 2 * stride, stride, stride // 2))
         self.append(nn.Conv1d(latent_dim, channels, 3, padding=1))
-        self.halo = -(-(halo_samples + 1) // total)

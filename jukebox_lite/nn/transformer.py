@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from jukebox_lite.errors import InputError
+
 State = Any  # each mixer's own
 
 
@@ -53,6 +55,8 @@ class AttentionHeads(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, max_length: int):
         super().__init__()
+        if dim % (2 * num_heads):
+            raise InputError(f"prior.dim={dim}: give a multiple of {2 * num_heads}, an even width for each head")
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)

@@ -110,6 +110,6 @@ def draw(logits: Tensor, sampler: Sampler, noise: Tensor) -> Tensor:
 
 def _invert(probabilities: Tensor, noise: Tensor) -> Tensor:
     """The first index where the cumulative probability exceeds `noise`; never one of probability 0."""
-    cumulative = probabilities.double().cumsum(-1)
-    target = noise.double()[..., None] * cumulative[..., -1:]
+    cumulative = probabilities.cumsum(-1)
+    target = noise[..., None] * cumulative[..., -1:]
     return torch.searchsorted(cumulative, target, right=True)[..., 0].clamp(max=probabilities.shape[-1] - 1)

@@ -1,4 +1,4 @@
-"""What a finished run learnt, rebuilt from its folder alone: config.yaml, vocabulary.json and a checkpoint."""
+"""What a finished run learnt, rebuilt from config, vocabulary and checkpoint; a prior also names its codec's run."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def load_codec(run: str) -> Codec:
     cfg = config.read(Path(run) / "config.yaml")
     if "task" not in cfg or not str(cfg.task.get("_target_")).endswith("CodecTask"):
         raise InputError(f"{run} trained no codec: give the run of a codec, such as one of experiment=vqvae")
-    codec = config.build(cfg.codec)
+    codec = config.build(cfg.codec, config.ROOMS)
     _fill(codec, "codec", Path(run))
     return codec
 
@@ -29,7 +29,7 @@ def load_prior(run: str) -> tuple[Prior, Codec]:
     cfg = config.read(Path(run) / "config.yaml")
     if "task" not in cfg or not str(cfg.task.get("_target_")).endswith("PriorTask"):
         raise InputError(f"{run} trained no prior: give runs of experiment=prior")
-    codec = config.build(cfg.codec)
+    codec = config.build(cfg.codec, config.ROOMS)
     if read_fingerprints(Path(run)).get("codec", codec_fingerprint(codec)) != codec_fingerprint(codec):
         raise InputError(
             f"{run} learnt codes that its codec {cfg.codec.get('run', '')} no longer writes: the codec was trained "
@@ -37,7 +37,7 @@ def load_prior(run: str) -> tuple[Prior, Codec]:
         )
     level = cfg.task.level
     facts = Facts(codec.level(level), codec.above(level), read_vocabulary(Path(run)), codec.code_vectors())
-    prior = config.build(cfg.prior)(facts=facts)
+    prior = config.build(cfg.prior, config.ROOMS)(facts=facts)
     _fill(prior, "prior", Path(run))
     return prior, codec
 

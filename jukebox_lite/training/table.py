@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,7 @@ def differing(rows: list[Row]) -> list[str]:
 
 
 def _row(run: Path, folder: Path) -> Row:
-    scored = [(line["score"], line["step"]) for line in metrics(run) if "score" in line]
+    scored = [(line["score"], line["step"]) for line in metrics(run) if math.isfinite(line.get("score", math.inf))]
     score, step = min(scored, default=(float("inf"), 0))
     settings = dict(leaves(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))))
     return Row(str(run.relative_to(folder)), score, int(step), settings)

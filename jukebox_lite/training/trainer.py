@@ -73,6 +73,10 @@ class Trainer:
         for name, count in (counts | {"log_every": log_every, "accumulate": accumulate}).items():
             if count < 1:
                 raise InputError(f"trainer.{name}={count}: give 1 or more")
+        if gradient_clip <= 0:
+            raise InputError(f"trainer.gradient_clip={gradient_clip}: give more than 0, the largest norm of a gradient")
+        if not 0 <= ema_decay < 1:
+            raise InputError(f"trainer.ema_decay={ema_decay}: give 0 or more, and less than 1")
         for name, value, known in (("precision", precision, _PRECISIONS), ("strategy", strategy, _STRATEGIES)):
             if value not in known:
                 raise InputError(f"trainer.{name}={value}: give one of {', '.join(known)}")
@@ -109,7 +113,7 @@ class Trainer:
             Reader(task.batch) as reader,
             Interruption() as interruption,
         ):
-            for line in [*lines, self._describe(learner)]:
+            for line in [task.about, *lines, self._describe(learner)]:
                 reporter.say(line)
             run = _Fit(learner, folder, reader, reporter, interruption, best)
             while learner.step < self.max_steps:
@@ -141,14 +145,14 @@ class Trainer:
         step = learner.step
         run.reporter.advance(step)
         validates, saves = self._due(step, self.validate_every), self._due(step, self.checkpoint_every)
-        logs = validates or saves or step % self.log_every == 0
+        logs = validates or saves or step == 1 or step % self.log_every == 0
         signal = _agreed_signal(run, logs)
         values = _measure(run) if logs or signal else {}  # before anything is saved: it raises if training diverged
         score = None
         if validates:
             values |= _validate(run)
             score = values["score"]
-            run.best = min(score, run.best)  # in this order a score that is not a number never is the best
+            run.best = min(run.best, score)  # in this order a score that is not a number never is the best
         if values:
             run.reporter.scalars(step, values)
         path = _save(run, score) if saves or signal else None
