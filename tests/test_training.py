@@ -365,13 +365,13 @@ def test_what_a_step_draws_follows_seed_and_index() -> None:
 
 
 def test_a_run_leaves_what_a_person_looks_for(tmp_path: Path) -> None:
-    """The data and the parameters first, then a line a log interval; curves, sounds, a page; nothing to be unpickled."""
+    """The data and the parameters first, then a line a log interval; curves, sounds, a page; nothing to unpickle."""
     trainer(tracker=TensorBoard).fit(Songs(), tmp_path, seed=0)
     assert "parameters: model 20; 1 x cpu" in (tmp_path / "train.log").read_text().splitlines()[1]
     lines = journal(tmp_path)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 6]
     assert {"loss/model", "grad_norm/model", "lr/model", "doubled"} <= lines[0].keys()
-    assert {"score", "val/noise"} <= lines[1].keys()
+    assert {"score", "val/noise"} <= lines[2].keys()
     assert (tmp_path / "samples" / "00000003" / "index.html").exists()
     assert len(list((tmp_path / "samples" / "00000006").glob("*.wav"))) == 2
     assert list((tmp_path / "tensorboard").iterdir())
@@ -386,6 +386,8 @@ def test_a_run_leaves_what_a_person_looks_for(tmp_path: Path) -> None:
         ({"precision": "16-mixed"}, "trainer.precision=16-mixed: give one of auto, 32-true, bf16-mixed"),
         ({"strategy": "fsdp"}, "trainer.strategy=fsdp"),
         ({"validate_every": 0}, "trainer.validate_every=0: give 1 or more"),
+        ({"gradient_clip": 0.0}, "trainer.gradient_clip=0.0: give more than 0"),
+        ({"ema_decay": 1.0}, "trainer.ema_decay=1.0: give 0 or more"),
     ],
 )
 def test_settings_that_would_break_a_promise_are_refused(changed: dict[str, Any], message: str) -> None:
