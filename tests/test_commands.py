@@ -327,6 +327,12 @@ def mistakes() -> Iterator[tuple[str, str, str]]:
     yield "a level gone", "sample.py runs priors=[{world}/runs/middle]", "level middle needs 20 steps of level top"
     yield "a hot level", "sample.py priors sampler.temperature={tip:1}", "temperature.tip: the codec has the levels top"
     yield "an overlap of all", "sample.py priors overlap=1", "overlap=1"
+    yield "one level of three", "sample.py priors sampler.temperature={top:1}", "temperature.middle is not set"
+    yield (
+        "the name of a run",
+        "sample.py priors name=top runs={world}/runs",
+        "name=top: .*top is a training run; give another name",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -375,6 +381,14 @@ def test_a_mistake_is_one_line(world: World, bad: Path, tmp_path: Path, line: st
     assert re.search(says, done.error), done.error
     assert not done.out and not (bad / "harm").exists()
     assert not list(tmp_path.rglob("checkpoints")) and not list(tmp_path.rglob("*.wav"))
+
+
+def test_songs_do_not_go_into_a_training_runs_folder(world: World):
+    """sample.py under the name of a run is refused, and the run's config stays."""
+    config = (world.runs / "top" / "config.yaml").read_text()
+    done = command("sample.py", *world.sample("name=top"))
+    assert re.search("name=top: .*top is a training run; give another name", done.error)
+    assert (world.runs / "top" / "config.yaml").read_text() == config
 
 
 def test_a_rate_that_pytorch_refuses_is_one_line_too(world: World):

@@ -408,3 +408,24 @@ def test_bf16_reaches_methods_besides_forward(tmp_path: Path) -> None:
     trainer(precision="bf16-mixed", max_steps=1).fit(Watching(), tmp_path, seed=0)
     assert set(seen) == {torch.bfloat16}
     assert {value.dtype for name, value in final(tmp_path).items() if "weight" in name} == {torch.float32}
+
+
+class Unmeasurable(Regression):
+    """Its first validation is no number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.validations = itertools.count()
+
+    def validate(self, models: Models, batch: Tensor) -> Metrics:
+        """Not a number in the first validation, the loss afterwards."""
+        metrics = super().validate(models, batch)
+        first = next(self.validations) < self.num_validation_batches
+        return metrics | {"score": metrics["score"] * (float("nan") if first else 1)}
+
+
+def test_a_score_that_is_no_number_never_is_the_best(tmp_path: Path) -> None:
+    """Python's min keeps whichever comes first where one is not a number; once that made such a score the best."""
+    best = trainer().fit(Unmeasurable(), tmp_path, seed=0)
+    finite = [line["score"] for line in journal(tmp_path) if line.get("score", float("nan")) == line.get("score")]
+    assert best == pytest.approx(min(finite), rel=1e-5)
