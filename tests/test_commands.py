@@ -328,11 +328,6 @@ def mistakes() -> Iterator[tuple[str, str, str]]:
     yield "a hot level", "sample.py priors sampler.temperature={tip:1}", "temperature.tip: the codec has the levels top"
     yield "an overlap of all", "sample.py priors overlap=1", "overlap=1"
     yield "one level of three", "sample.py priors sampler.temperature={top:1}", "temperature.middle is not set"
-    yield (
-        "the name of a run",
-        "sample.py priors name=top runs={world}/runs",
-        "name=top: .*top is a training run; give another name",
-    )
 
 
 @pytest.fixture(scope="module")
