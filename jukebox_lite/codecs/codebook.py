@@ -86,7 +86,7 @@ class LatentNorm(nn.Module):
     averages of them in evaluation, as batch normalisation does (Ioffe and Szegedy 2015).
 
     In the first steps of a codec its latents hardly vary, all fall to a few entries, and the commitment loss holds them
-    there; normalised, they spread over the codebook from the first step on.
+    there; normalised, they cannot shrink together, and leave those few entries sooner.
     """
 
     def __init__(self, dim: int, decay: float):
