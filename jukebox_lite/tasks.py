@@ -105,9 +105,11 @@ class CodecTask(Task):
     def losses(self, models: Models, audio: Tensor) -> tuple[Tensor, Metrics, dict[str, Tensor]]:
         """The loss [] to descend, what it is made of, and each level's reconstruction [B, C, N]."""
         self.loss.to(audio.device)
+        output = models["codec"](audio)
+        losses = self.loss({level: reconstruction for level, (reconstruction, _) in output.items()}, audio)
         total, metrics, heard = audio.new_zeros(()), {}, {}
-        for level, (reconstruction, quantized) in models["codec"](audio).items():
-            loss, terms = self.loss(reconstruction, audio, level)
+        for level, (reconstruction, quantized) in output.items():
+            loss, terms = losses[level]
             total = total + loss + quantized.loss
             heard[level] = reconstruction.detach()
             histogram = code_histogram(quantized.codes, self.codec.level(level).codebook_size)

@@ -43,7 +43,7 @@ def test_losses_and_their_gradients_are_finite_on_silence(scale: float):
     """Digital silence, in the target or everywhere, gives no infinite loss or gradient."""
     prediction = (scale * noise(1, 1, 4096)).requires_grad_()
     loss = WeightedSum({"l2": WaveformL2(), "stft": MultiResolutionSTFT([512, 128])}, {"l2": 1.0, "stft": 1.0})
-    total, terms = loss(prediction, torch.zeros(1, 1, 4096), "top")
+    total, terms = loss({"top": prediction}, torch.zeros(1, 1, 4096))["top"]
     total.backward()
     assert total.isfinite() and prediction.grad.isfinite().all()
     assert set(terms) == {"l2", "stft"}
@@ -52,7 +52,7 @@ def test_losses_and_their_gradients_are_finite_on_silence(scale: float):
 def test_a_weighted_sum_weighs():
     """The total is the weighted sum of the terms it returns."""
     loss = WeightedSum({"l2": WaveformL2(), "stft": MultiResolutionSTFT([128])}, {"l2": 2.0, "stft": 0.5})
-    total, terms = loss(noise(1, 1, 2048, seed=1), noise(1, 1, 2048, seed=2), "top")
+    total, terms = loss({"top": noise(1, 1, 2048, seed=1)}, noise(1, 1, 2048, seed=2))["top"]
     assert total.item() == pytest.approx(2 * terms["l2"].item() + 0.5 * terms["stft"].item())
 
 
@@ -61,8 +61,8 @@ def test_weights_may_differ_by_level():
     loss = WeightedSum(
         {"l2": WaveformL2(), "stft": MultiResolutionSTFT([128])}, {"l2": {"top": 0.0, "bottom": 1.0}, "stft": 1.0}
     )
-    pair = noise(1, 1, 2048, seed=1), noise(1, 1, 2048, seed=2)
-    (top, top_terms), (bottom, bottom_terms) = (loss(*pair, level) for level in ("top", "bottom"))
+    found, wanted = noise(1, 1, 2048, seed=1), noise(1, 1, 2048, seed=2)
+    (top, top_terms), (bottom, bottom_terms) = loss({"top": found, "bottom": found}, wanted).values()
     assert set(top_terms) == {"stft"} and set(bottom_terms) == {"l2", "stft"}
     assert bottom.item() == pytest.approx(top.item() + bottom_terms["l2"].item())
 

@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 from einops import rearrange
 from loguru import logger
-from torch import Tensor, nn
+from torch import Tensor
 from vector_quantize_pytorch.vector_quantize_pytorch import Codebook, ema_inplace, sample_vectors_distributed
 
 # It warns where a k-means start has fewer vectors than entries; entries that start as duplicates die and are revived.
@@ -79,38 +79,3 @@ class ChunkedCodebook(Codebook):
         if dist.is_available() and dist.is_initialized():
             self.all_reduce_fn = self.kmeans_all_reduce_fn = dist.all_reduce
             self.sample_fn = self.replace_sample_fn = sample_vectors_distributed
-
-
-class LatentNorm(nn.Module):
-    """Latents [B, D, T] brought to mean 0 and variance 1 by feature: by the batch's own moments in training, by moving
-    averages of them in evaluation, as batch normalisation does (Ioffe and Szegedy 2015).
-
-    In the first steps of a codec its latents hardly vary, all fall to a few entries, and the commitment loss holds them
-    there; normalised, they cannot shrink together, and leave those few entries sooner.
-    """
-
-    def __init__(self, dim: int, decay: float):
-        super().__init__()
-        self.decay = decay
-        self.mean: Tensor
-        self.variance: Tensor
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("variance", torch.ones(dim))
-
-    def forward(self, latent: Tensor) -> Tensor:
-        """[B, D, T] -> [B, D, T], in full precision"""
-        latent = latent.float()
-        mean, variance = self.mean, self.variance
-        if self.training:
-            variance, mean = torch.var_mean(latent, (0, 2), correction=0)
-            self.follow(torch.stack([mean, variance]).detach())
-        return (latent - mean[:, None]) * (variance + 1e-8).rsqrt()[:, None]
-
-    @torch.no_grad()
-    def follow(self, moments: Tensor) -> None:
-        """Moves the averages towards the moments [2, D] of this batch, the mean over all processes."""
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(moments)
-            moments /= dist.get_world_size()
-        self.mean.lerp_(moments[0], 1 - self.decay)
-        self.variance.lerp_(moments[1], 1 - self.decay)

@@ -7,7 +7,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from vector_quantize_pytorch import VectorQuantize
 
-from jukebox_lite.codecs.codebook import ChunkedCodebook, LatentNorm
+from jukebox_lite.codecs.codebook import ChunkedCodebook
 
 
 @dataclass
@@ -42,8 +42,8 @@ class VQ(Quantizer):
     """One codebook, learnt by moving average; unused entries restart from the batch (Jukebox, section 3.1).
 
     `dead_below` is the share of an even use under which an entry restarts; the library's defaults (decay 0.8,
-    no restarts) leave most of a codebook dead. With a `norm_decay` the latents are normalised first; Jukebox takes
-    them as they are.
+    no restarts) leave most of a codebook dead. The rotation trick (Fifty et al. 2024) turns the decoder's gradient along with the
+    latent instead of passing it straight through.
     """
 
     def __init__(
@@ -55,16 +55,14 @@ class VQ(Quantizer):
         dead_below: float = 0.03,
         kmeans_init: bool = True,
         rotation_trick: bool = False,
-        norm_decay: float | None = None,
     ):
         super().__init__()
-        self.norm = nn.Identity() if norm_decay is None else LatentNorm(dim, norm_decay)
         self.vocab_size, self.channels = codebook_size, 1
         self.vq = VectorQuantize(dim, codebook_size, commitment_weight=commitment_weight, rotation_trick=rotation_trick)
         self.vq._codebook = ChunkedCodebook(dim, codebook_size, decay, dead_below, kmeans_init)
 
     def forward(self, latent: Tensor) -> Quantized:
-        entries, codes, loss = self.vq(rearrange(self.norm(latent), "b d t -> b t d"))
+        entries, codes, loss = self.vq(rearrange(latent.float(), "b d t -> b t d"))
         return Quantized(rearrange(entries, "b t d -> b d t"), rearrange(codes, "b t -> b 1 t"), loss)
 
     def decode(self, codes: Tensor) -> Tensor:

@@ -1,18 +1,33 @@
-"""Strided convolutions and dilated residual stacks between a waveform and a level's latent (Jukebox, appendix B.1)."""
+"""Strided convolutions and dilated residual stacks between a waveform and a level's latent (Jukebox, appendix B.1).
+
+Inside, a sequence [B, D, T] is an image of height 1, [B, D, 1, T], its features side by side in memory (channels
+last): on a CPU such convolutions take a half to a quarter of the time of torch's Conv1d, forward and backward.
+"""
 
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 
+def conv(dim: int, out_dim: int, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1) -> nn.Conv2d:
+    """A convolution along the last axis. [B, D, 1, T] -> [B, D', 1, T']."""
+    return nn.Conv2d(dim, out_dim, (1, kernel), (1, stride), (0, padding), (1, dilation))
+
+
+def conv_transpose(dim: int, out_dim: int, stride: int) -> nn.ConvTranspose2d:
+    """The way back from a convolution of this stride. [B, D, 1, T] -> [B, D', 1, T * stride]."""
+    return nn.ConvTranspose2d(dim, out_dim, (1, 2 * stride), (1, stride), (0, stride // 2))
+
+
 class ResidualConv(nn.Module):
-    """x + conv1(relu(conv3(relu(x)))), the inner convolution dilated. [B, D, T] -> [B, D, T]."""
+    """x + conv1(relu(conv3(relu(x)))), the inner convolution dilated. [B, D, 1, T] -> [B, D, 1, T]."""
 
     def __init__(self, dim: int, dilation: int):
         super().__init__()
-        self.dilated = nn.Conv1d(dim, dim, 3, padding=dilation, dilation=dilation)
-        self.pointwise = nn.Conv1d(dim, dim, 1)
+        self.dilated = conv(dim, dim, 3, padding=dilation, dilation=dilation)
+        self.pointwise = conv(dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.pointwise(torch.relu(self.dilated(torch.relu(x))))
@@ -24,7 +39,17 @@ def residual_stack(dim: int, depth: int, dilation_growth: int, widest_first: boo
     return nn.Sequential(*(ResidualConv(dim, d) for d in (reversed(dilations) if widest_first else dilations)))
 
 
-class Encoder(nn.Sequential):
+class ConvStack(nn.Sequential):
+    """Stages that are convolutions along time. [B, D, T] -> [B, D', T']."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = rearrange(x, "b d t -> b d 1 t")
+        for stage in self:
+            x = stage(x.contiguous(memory_format=torch.channels_last))
+        return rearrange(x, "b d 1 t -> b d t")
+
+
+class Encoder(ConvStack):
     """Audio [B, C, N] -> latent [B, D, N / hop]; one group of strides per level passed, from the finest on.
 
     Strides are even: with kernel 2 * stride and padding stride / 2 they divide the length exactly.
@@ -44,16 +69,16 @@ class Encoder(nn.Sequential):
         hop, width = 1, channels
         for group in strides:
             for stride in group:
-                self.append(nn.Conv1d(width, dim, 2 * stride, stride, stride // 2))
+                self.append(conv(width, dim, 2 * stride, stride, stride // 2))
                 self.append(residual_stack(dim, depth, dilation_growth))
                 self.halo += stride // 2 * hop
                 hop, width = hop * stride, dim
                 self.halo += sum(dilation_growth**i for i in range(depth)) * hop
-            self.append(nn.Conv1d(dim, latent_dim, 3, padding=1))
+            self.append(conv(dim, latent_dim, 3, padding=1))
             self.halo, width = self.halo + hop, latent_dim
 
 
-class Decoder(nn.Sequential):
+class Decoder(ConvStack):
     """Latent [B, D, T] -> audio [B, C, T * hop], the encoder's mirror."""
 
     def __init__(
@@ -67,8 +92,8 @@ class Decoder(nn.Sequential):
     ):
         super().__init__()
         for group in reversed(strides):
-            self.append(nn.Conv1d(latent_dim, dim, 3, padding=1))
+            self.append(conv(latent_dim, dim, 3, padding=1))
             for index, stride in reversed(list(enumerate(group))):
                 self.append(residual_stack(dim, depth, dilation_growth, widest_first=True))
-                self.append(nn.ConvTranspose1d(dim, dim if index else latent_dim, 2 * stride, stride, stride // 2))
-        self.append(nn.Conv1d(latent_dim, channels, 3, padding=1))
+                self.append(conv_transpose(dim, dim if index else latent_dim, stride))
+        self.append(conv(latent_dim, channels, 3, padding=1))
