@@ -4,7 +4,7 @@ import math
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,17 +99,27 @@ def write(path: str | Path, audio: Tensor, sample_rate: int) -> None:
 
     The file appears whole or not at all.
     """
+    with writing(path, sample_rate, len(audio)) as put:
+        put(audio)
+
+
+@contextmanager
+def writing(path: str | Path, sample_rate: int, channels: int) -> Iterator[Callable[[Tensor], None]]:
+    """Gives `put`, which adds audio [C, n] to a file as `write` writes it; the file appears when the block succeeds."""
     path = Path(path)
     if path.suffix.lower() not in _FORMATS:
         raise InputError(f"{path}: cannot write {path.suffix or 'a file without suffix'}; use {', '.join(_FORMATS)}")
     container, subtype = _FORMATS[path.suffix.lower()]
-    samples = rearrange(audio.detach().float().cpu().clamp(-1, 1), "c n -> n c").contiguous().numpy()
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with soundfile.SoundFile(part, "w", sample_rate, samples.shape[1], subtype, format=container) as file:
-            for start in range(0, len(samples), _BLOCK):  # one long call crashes on ogg (python-soundfile #233)
-                file.write(samples[start : start + _BLOCK])
+        with soundfile.SoundFile(part, "w", sample_rate, channels, subtype, format=container) as file:
+
+            def put(audio: Tensor) -> None:
+                for block in audio.split(_BLOCK, -1):  # one long call crashes on ogg (python-soundfile #233)
+                    file.write(rearrange(block.detach().float().cpu().clamp(-1, 1), "c n -> n c").contiguous().numpy())
+
+            yield put
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

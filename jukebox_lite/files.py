@@ -24,6 +24,19 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 @contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write a file to; takes its place if the block succeeds, and is gone if not."""
+    beside = path.with_name(f"{_BESIDE}{path.name}-{os.getpid()}")
+    try:
+        yield beside
+        _sync(beside)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+@contextmanager
 def staged(folder: Path) -> Iterator[Path]:
     """An empty folder beside `folder` to write into; takes its place, with all its files, if the block succeeds."""
     folder.parent.mkdir(parents=True, exist_ok=True)

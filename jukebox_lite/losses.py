@@ -1,11 +1,13 @@
 """What a reconstruction lacks: in the waveform, and in short-time spectra of several resolutions."""
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torchaudio.functional import melscale_fbanks
 
 from jukebox_lite.errors import InputError
 
@@ -27,10 +29,11 @@ class ReconstructionLoss(nn.Module, ABC):
 
 
 class WaveformL2(ReconstructionLoss):
-    """Mean squared error, as a share of the target's own power (Jukebox divides by the data set's)."""
+    """Mean squared error, as a share of the target's own power, or of `power`: Jukebox takes the data set's."""
 
-    def __init__(self, power_floor: float = 1e-4):
+    def __init__(self, power: float | None = None, power_floor: float = 1e-4):
         super().__init__()
+        self.power = power
         self.power_floor = power_floor  # about -40 dBFS: silence is not worth more than that
 
     def features(self, audio: Tensor) -> list[Tensor]:
@@ -38,7 +41,66 @@ class WaveformL2(ReconstructionLoss):
 
     def distance(self, found: list[Tensor], wanted: list[Tensor]) -> Tensor:
         (prediction,), (target,) = found, wanted
-        return (prediction - target).square().mean() / target.square().mean().clamp(min=self.power_floor)
+        return (prediction - target).square().mean() / (self.power or _power(target, self.power_floor))
+
+
+class WaveformL1(ReconstructionLoss):
+    """Mean absolute error, as a share of the target's own mean, or of `mean`: Jukebox takes the data set's."""
+
+    def __init__(self, mean: float | None = None, mean_floor: float = 1e-2):
+        super().__init__()
+        self.mean, self.mean_floor = mean, mean_floor
+
+    def features(self, audio: Tensor) -> list[Tensor]:
+        return [audio]
+
+    def distance(self, found: list[Tensor], wanted: list[Tensor]) -> Tensor:
+        (prediction,), (target,) = found, wanted
+        return (prediction - target).abs().mean() / (self.mean or target.abs().mean().clamp(min=self.mean_floor))
+
+
+class WaveformTopK(WaveformL2):
+    """The squared error of the `count` worst samples of each clip, so that transients count (Jukebox, linf of lmix)."""
+
+    def __init__(self, count: int = 2048, power: float | None = None, power_floor: float = 1e-4):
+        super().__init__(power, power_floor)
+        self.count = count
+
+    def distance(self, found: list[Tensor], wanted: list[Tensor]) -> Tensor:
+        (prediction,), (target,) = found, wanted
+        errors = (prediction - target).square().flatten(1)
+        worst = errors.topk(min(self.count, errors.shape[1]), sorted=False).values
+        return worst.mean() / (self.power or _power(target, self.power_floor))
+
+
+class MagnitudeDistance(ReconstructionLoss):
+    """The norm of a clip's difference in linear magnitudes of the mono mix, averaged over resolutions (Jukebox, 3.2).
+
+    A resolution is [fft_size, hop, window]. The norm is a share of the clip's own, nothing where that is under 2e-3
+    (the spectral convergence), or of `norm`: Jukebox takes the data set's mean at [2048, 256, 1536], which grows with
+    the clips' length.
+    """
+
+    def __init__(self, resolutions: list[list[int]], norm: float | None = None):
+        super().__init__()
+        self.resolutions, self.norm = [tuple(each) for each in resolutions], norm
+
+    def features(self, audio: Tensor) -> list[Tensor]:
+        """Audio [B, C, N] -> magnitudes [B, frequencies, frames] by resolution."""
+        mono, spectra = audio.mean(1), []
+        for fft_size, hop, size in self.resolutions:
+            window = torch.hann_window(size, device=audio.device)
+            spectra.append(torch.stft(mono, fft_size, hop, size, window, return_complex=True).abs())
+        return spectra
+
+    def distance(self, found: list[Tensor], wanted: list[Tensor]) -> Tensor:
+        loss = found[0].new_zeros(())
+        for each, target in zip(found, wanted, strict=True):
+            difference = torch.linalg.vector_norm(each - target, dim=(1, 2))
+            own = torch.linalg.vector_norm(target, dim=(1, 2))
+            share = difference / self.norm if self.norm else difference * (own > 2e-3) / own.clamp(min=2e-3)
+            loss = loss + share.mean()
+        return loss / len(wanted)
 
 
 class MultiResolutionSTFT(ReconstructionLoss):
@@ -71,6 +133,55 @@ class MultiResolutionSTFT(ReconstructionLoss):
         spectrum = torch.stft(audio, size, size // 4, window=window, normalized=True, return_complex=True)
         power = spectrum.real.square() + spectrum.imag.square()
         return power.clamp(min=self.magnitude_floor**2).sqrt()
+
+
+class MultiScaleMel(ReconstructionLoss):
+    """Mean distance of log10 mel magnitudes, summed over windows of many lengths (DAC, Kumar et al. 2023).
+
+    Each of `fft_sizes` has its own of `num_mels`, and a hop of a quarter of it.
+    """
+
+    def __init__(self, sample_rate: int, fft_sizes: list[int], num_mels: list[int], magnitude_floor: float = 1e-5):
+        super().__init__()
+        if len(fft_sizes) != len(num_mels):
+            raise InputError(f"loss: fft_sizes {fft_sizes} and num_mels {num_mels} must be as many: one for one")
+        self.magnitude_floor = magnitude_floor
+        filters = [mel_filters(sample_rate, size, count) for size, count in zip(fft_sizes, num_mels, strict=True)]
+        self.windows = nn.ParameterList(nn.Parameter(torch.hann_window(size), False) for size in fft_sizes)
+        self.filters = nn.ParameterList(nn.Parameter(each, False) for each in filters)
+
+    def features(self, audio: Tensor) -> list[Tensor]:
+        """Audio [B, C, N] -> log10 mel magnitudes [B * C, mels, frames] by window."""
+        pairs = zip(self.filters, self.windows, strict=True)
+        mels = [filters @ magnitude(audio, window) for filters, window in pairs]
+        return [each.clamp(min=self.magnitude_floor).log10() for each in mels]
+
+    def distance(self, found: list[Tensor], wanted: list[Tensor]) -> Tensor:
+        return torch.stack([(each - target).abs().mean() for each, target in zip(found, wanted, strict=True)]).sum()
+
+
+class MidSide(ReconstructionLoss):
+    """Another loss of the middle (left + right) / 2 and of the side (left - right) / 2, each for itself, averaged.
+
+    What the channels share is mostly louder than what sets them apart: taken left and right, a loss hears a lost
+    panning as a small error (Steinmetz et al. 2021). Takes stereo only.
+    """
+
+    def __init__(self, term: ReconstructionLoss):
+        super().__init__()
+        self.term = term
+
+    def features(self, audio: Tensor) -> list[Tensor]:
+        """Audio [B, 2, N] -> the features of the middle, then those of the side."""
+        if audio.shape[1] != 2:
+            raise InputError(f"loss: MidSide takes 2 channels, not {audio.shape[1]}: set codec.channels=2, or drop it")
+        left, right = audio.split(1, dim=1)
+        return [*self.term.features((left + right) / 2), *self.term.features((left - right) / 2)]
+
+    def distance(self, found: list[Tensor], wanted: list[Tensor]) -> Tensor:
+        half = len(wanted) // 2
+        middle, side = (self.term.distance(found[part], wanted[part]) for part in (slice(half), slice(half, None)))
+        return (middle + side) / 2
 
 
 class WeightedSum(nn.Module):
@@ -106,6 +217,26 @@ class WeightedSum(nn.Module):
                         totals[level] = totals[level] + weight * value
                         values[level][name] = value
         return {level: (totals[level], values[level]) for level in predictions}
+
+
+def _power(audio: Tensor, floor: float) -> Tensor:
+    """Mean square of audio [B, C, N] -> [], at least `floor`."""
+    return audio.square().mean().clamp(min=floor)
+
+
+def magnitude(audio: Tensor, window: Tensor) -> Tensor:
+    """Audio [B, C, N] -> magnitudes [B * C, frequencies, frames], not normalised; hop a quarter of the window."""
+    audio, size = rearrange(audio, "b c n -> (b c) n"), len(window)
+    return torch.stft(audio, size, size // 4, window=window, return_complex=True).abs()
+
+
+def mel_filters(sample_rate: int, fft_size: int, num_mels: int) -> Tensor:
+    """Triangles [mels, frequencies] up to half the sample rate, of equal area in Hz, on Slaney's scale: librosa's."""
+    with warnings.catch_warnings(action="ignore"):  # where mels are narrower than frequencies, some hold none: no harm
+        filters = melscale_fbanks(
+            fft_size // 2 + 1, 0.0, sample_rate / 2, num_mels, sample_rate, norm="slaney", mel_scale="slaney"
+        )
+    return filters.T.contiguous()
 
 
 def _at(name: str, weight: float | dict[str, float], level: str) -> float:

@@ -1,7 +1,8 @@
 """What a training run learns. A task owns its models, its data and the shape of one step."""
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,9 +18,17 @@ from jukebox_lite.datasets.code_cache import codec_fingerprint
 from jukebox_lite.datasets.code_windows import CodeWindows
 from jukebox_lite.datasets.songs import Song
 from jukebox_lite.errors import InputError
-from jukebox_lite.levels import Facts, Window
+from jukebox_lite.levels import Facts, Level, Window
 from jukebox_lite.losses import WeightedSum
-from jukebox_lite.metrics.codecs import code_histogram, code_use, decibels, perplexity, spectral_convergence
+from jukebox_lite.metrics.codecs import (
+    bits_per_step,
+    code_histogram,
+    code_use,
+    decibels,
+    perplexity,
+    spectral_convergence,
+)
+from jukebox_lite.metrics.distances import measure
 from jukebox_lite.nn.device import device_of
 from jukebox_lite.priors.base import Prior, Sampler
 
@@ -70,6 +79,10 @@ class Task(ABC):
     def listen(self, models: Models) -> Listening:
         """Something to hear: the first held-out clips and what the models make of them."""
 
+    def judge(self, step: int, values: Mapping[str, float]) -> None:
+        """Raises InputError where the `values` logged at a validation tell that there is no use in going on."""
+        del step, values
+
 
 class CodecTask(Task):
     """Reconstruct every level from its own codes (Jukebox, section 3)."""
@@ -84,7 +97,10 @@ class CodecTask(Task):
         num_validation_batches: int = 4,
         num_clips: int = 2,
         clip_seconds: float = 5.0,
+        collapse_below: float = 0.02,
+        collapse_after: int = 1000,
     ):
+        self.collapse_below, self.collapse_after = collapse_below, collapse_after
         self.models = {"codec": codec}
         self.loss, self.num_validation_batches = loss, num_validation_batches
         self.num_clips, self.clip_seconds = num_clips, clip_seconds
@@ -92,7 +108,7 @@ class CodecTask(Task):
         self.codec = codec
         self.windows = windows(sample_rate=codec.sample_rate, channels=codec.channels)
         _check_length(codec, self.windows.num_samples)
-        self.about = self.windows.songs.summary()
+        self.about = "\n".join([self.windows.songs.summary(), *map(self.room, codec.levels)])
         self.fingerprints = {"songs": self.windows.songs.fingerprint()}
 
     def batch(self, split: str, step: int) -> Tensor:
@@ -114,25 +130,31 @@ class CodecTask(Task):
             heard[level] = reconstruction.detach()
             histogram = code_histogram(quantized.codes, self.codec.level(level).codebook_size)
             terms |= {"commitment": quantized.loss, "use": code_use(histogram), "perplexity": perplexity(histogram)}
+            terms["bits_per_second"] = bits_per_step(histogram) * self.codec.steps_per_second(level)
             metrics |= {f"{name}/{level}": value.detach() for name, value in terms.items()}
         return total, metrics, heard
 
     def step(self, models: Models, batch: Tensor, update: Update) -> Metrics:
         loss, metrics, _ = self.losses(models, batch)
         update("codec", loss)
+        for level in self.codec.levels:
+            health = self.codec.health(level.name)
+            metrics |= {f"{name}/{level.name}": value for name, value in health.items()}
         return metrics
 
     def validate(self, models: Models, batch: Tensor) -> Metrics:
         loss, metrics, heard = self.losses(models, batch)
         for level, reconstruction in heard.items():
-            metrics[f"spectral_convergence/{level}"] = spectral_convergence(reconstruction, batch)
+            figures = measure(reconstruction, batch, self.codec.sample_rate)
+            metrics |= {f"{name}/{level}": value for name, value in figures.items()}
         return metrics | {"score": loss.detach()}
 
     def listen(self, models: Models) -> Listening:
         """The middle of the first held-out songs, as it is and from each level's codes, finest first."""
         audio = torch.stack([self.excerpt(song) for song in self.windows.songs.val[: self.num_clips]])
         audio = audio.to(device_of(models["codec"]))
-        heard = {name: reconstruction.float() for name, (reconstruction, _) in models["codec"](audio).items()}
+        output = models["codec"](audio)
+        heard = {name: reconstruction.float() for name, (reconstruction, _) in output.items()}
         clips, figures = {}, {}
         for index, original in enumerate(audio):
             clips[f"clip {index + 1}, original"] = original
@@ -141,7 +163,41 @@ class CodecTask(Task):
         for level in reversed(self.codec.levels):
             ratio = spectral_convergence(heard[level.name], audio).item()
             figures[f"spectral convergence, {level.name}"] = f"{decibels(ratio):.1f} dB"
+            figures[f"codes, {level.name}"] = self.told(level, output[level.name][1].codes)
         return Listening(clips, self.codec.sample_rate, figures)
+
+    def room(self, level: Level) -> str:
+        """A line for people: what a level can hold."""
+        books = f"{level.channels} x {level.codebook_size:,}" if level.channels > 1 else f"{level.codebook_size:,}"
+        most = self.most_bits_per_second(level)
+        return f"  level {level.name}: a step of {level.samples_per_step} samples, {books} codes, {most:,.0f} bits/s"
+
+    def most_bits_per_second(self, level: Level) -> float:
+        """What a level's codes would cost if all were equally likely."""
+        return level.channels * math.log2(level.codebook_size) * self.codec.steps_per_second(level.name)
+
+    def told(self, level: Level, codes: Tensor) -> str:
+        """For people: how codes [B, K, T] of a level use its codebooks, and how these fared in training."""
+        histogram = code_histogram(codes, level.codebook_size)
+        bits_per_second = bits_per_step(histogram) * self.codec.steps_per_second(level.name)
+        health = {name: value.item() for name, value in self.codec.health(level.name).items()}
+        return (
+            f"{code_use(histogram):.1%} of {level.codebook_size:,} in use, perplexity {perplexity(histogram):,.0f}, "
+            f"{bits_per_second:,.0f} of {self.most_bits_per_second(level):,.0f} bits/s; in training "
+            f"{health['dead']:.1%} dead, {health['revived']:.0f} just revived, idle for {health['age']:.1f} batches"
+        )
+
+    def judge(self, step: int, values: Mapping[str, float]) -> None:
+        """Refuses to go on where a level writes so few codes that a prior of it would learn next to nothing."""
+        for level in self.codec.levels if step >= self.collapse_after else ():
+            seen = self.windows.batch_size * self.windows.num_samples // level.samples_per_step  # codes of a batch
+            even = values[f"val/perplexity/{level.name}"]  # codes in even use that would be as varied
+            if even < self.collapse_below * min(level.codebook_size, seen):
+                raise InputError(
+                    f"step {step:,}: level {level.name} has collapsed: its held-out codes are as varied as "
+                    f"{even:.1f} of {level.codebook_size:,} would be (task.collapse_below={self.collapse_below}), "
+                    f"too few for a prior; start again under another name with {self.codec.advice(level.name)}"
+                )
 
     def excerpt(self, song: Song) -> Tensor:
         """Audio [C, N] from the middle of a song, at least `clip_seconds` long; zeros where the song is shorter."""
@@ -224,7 +280,7 @@ class PriorTask(Task):
         )
         noise = torch.rand(real.shape, generator=torch.Generator().manual_seed(0)).to(device)
         sampled = models["prior"].sample(window, self.sampler, noise)
-        heard = [self.codec.decode({level.name: codes.cpu()}).float() for codes in (real, sampled)]
+        heard = [self.codec.decode({level.name: codes.cpu()}).float().clamp(-1, 1) for codes in (real, sampled)]
         clips = {}
         for index, (original, new) in enumerate(zip(*heard, strict=True)):
             clips |= {f"clip {index + 1}, real codes": original, f"clip {index + 1}, sampled": new}

@@ -12,7 +12,7 @@ import torch
 from tiny import HOPS, LEVELS, SAMPLE_RATE, child, forkserver, music
 
 from jukebox_lite import audio
-from jukebox_lite.codecs.quantizers import VQ
+from jukebox_lite.codecs.quantizers import RVQ, VQ
 from jukebox_lite.codecs.vqvae import HierarchicalVQVAE
 from jukebox_lite.datasets import code_cache
 from jukebox_lite.datasets.code_cache import CodeCache
@@ -22,11 +22,12 @@ from jukebox_lite.errors import InputError
 from jukebox_lite.levels import UNKNOWN, Facts, Window
 
 
-def make_codec(seed: int = 0) -> HierarchicalVQVAE:
+def make_codec(seed: int = 0, num_codebooks: int = 1) -> HierarchicalVQVAE:
     """A codec of three levels that has heard some noise, so that its codebooks are in use."""
     torch.manual_seed(seed)
     strides = {"top": [4], "middle": [4], "bottom": [8]}
-    quantizer = partial(VQ, codebook_size=32)
+    several = partial(RVQ, codebook_size=32, num_codebooks=num_codebooks)
+    quantizer = several if num_codebooks > 1 else partial(VQ, codebook_size=32)
     codec = HierarchicalVQVAE(SAMPLE_RATE, strides, dim=8, depth=1, latent_dim=4, quantizer=quantizer)
     codec(torch.randn(1, 1, 8192) * torch.linspace(0, 0.5, 8192))
     return codec.eval()
@@ -75,6 +76,26 @@ def test_cached_codes_are_those_of_the_whole_file(songs: Songs, cache: CodeCache
             assert torch.equal(codes, whole[level.name][0]) and len(codes.unique()) > 4
     for level, array in cache.arrays.items():
         assert array.dtype == np.int16 and len(array) == sum(song.length for song in cache.songs) * 128 // HOPS[level]
+
+
+def test_several_codebooks_reach_the_windows_in_their_order(songs: Songs, tmp_path: Path):
+    """Codes [K, T] of a song are the codec's own, row by row; windows of them are [B, K, T], as is the level above."""
+    codec = make_codec(num_codebooks=3)
+    windows = CodeWindows(songs, 2, str(tmp_path), ["genre"], codec)
+    cached = windows.cache.songs[0]
+    num_samples = cached.length * HOPS["top"]
+    whole = codec.encode(audio.read(songs.all[0].path, 0, num_samples, SAMPLE_RATE, 1)[None])
+    for level in codec.levels:
+        codes = windows.cache.codes(cached, level, 0, num_samples // HOPS[level.name])
+        assert level.channels == 3 and torch.equal(codes, whole[level.name][0])
+        assert not torch.equal(codes[0], codes[1])
+        told = windows.cache.statistics[level.name]
+        assert 0 < told["bits_per_second"] <= 3 * 5 * SAMPLE_RATE / HOPS[level.name]
+    batch = windows.batch("train", 0, Facts(codec.level("bottom"), codec.above("bottom"), windows.vocabulary), 64)
+    assert {name: tuple(codes.shape) for name, codes in batch.codes.items()} == {
+        "bottom": (2, 3, 64),
+        "middle": (2, 3, 16),
+    }
 
 
 def test_another_codec_or_other_songs_are_another_folder(songs: Songs, cache: CodeCache, tmp_path: Path):

@@ -1,16 +1,18 @@
 """The hierarchical VQ-VAE: OpenAI's shape, lengths, and long files in pieces."""
 
 from functools import partial
+from math import prod
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from jukebox_lite.codecs.pieces import encode_in_pieces, padded_length
+from jukebox_lite.codecs import pieces
+from jukebox_lite.codecs.pieces import decode_in_pieces, encode_in_pieces, padded_length, reconstruct_in_pieces
 from jukebox_lite.codecs.quantizers import VQ
 from jukebox_lite.codecs.vqvae import HierarchicalVQVAE
 from jukebox_lite.errors import InputError
-from jukebox_lite.nn.conv import Encoder
+from jukebox_lite.nn.conv import Decoder, Encoder
 
 
 def small(channels: int = 1) -> HierarchicalVQVAE:
@@ -50,9 +52,29 @@ def test_levels_are_independent():
         assert (parameter.grad is not None) == (".middle." in name), name
 
 
+@pytest.fixture
+def short_stretches(monkeypatch: pytest.MonkeyPatch):
+    """Makes long files of short ones."""
+    monkeypatch.setattr(pieces, "_STRETCH_SAMPLES", 3000)
+
+
+@pytest.mark.parametrize("num_samples", [1, 3000, 20_011])
+@pytest.mark.usefixtures("short_stretches")
+def test_a_long_file_is_encoded_as_by_one_call_of_the_networks(num_samples: int):
+    """In stretches as at once, but for the rounding of convolutions of another length."""
+    codec = small()
+    audio = nn.functional.pad(torch.randn(2, 1, num_samples), (0, -num_samples % 128))
+    whole, found = codec.encode_stretch(audio), codec.encode(audio)
+    assert all((whole[name] != found[name]).float().mean() < 1e-3 for name in whole)
+
+
 @pytest.mark.parametrize("piece_samples", [1, 700, 5000, 10**6])
+@pytest.mark.usefixtures("short_stretches")
 def test_a_long_file_in_pieces_equals_the_whole(piece_samples: int):
-    """Codes do not depend on where the pieces end, for a length that divides nothing."""
+    """Codes do not depend on where the pieces end, for a length that divides nothing.
+
+    Pieces of any size were once encoded as they came: a code that lay as near to two entries then went to either.
+    """
     codec, num_samples = small(), 20_011
     audio = torch.randn(1, num_samples)
     padded = nn.functional.pad(audio, (0, padded_length(codec, num_samples) - num_samples))
@@ -61,16 +83,18 @@ def test_a_long_file_in_pieces_equals_the_whole(piece_samples: int):
     def read(start: int, length: int) -> Tensor:
         return padded[:, start : start + length]
 
-    pieces = list(encode_in_pieces(codec, read, num_samples, piece_samples))
+    found = list(encode_in_pieces(codec, read, num_samples, piece_samples))
+    starts, size = [start for start, _ in found], max(piece_samples // 128, 1) * 128
+    assert starts == list(range(0, num_samples, size))
     for name, codes in whole.items():
-        assert torch.equal(torch.cat([piece[name] for _, piece in pieces], -1), codes)
+        assert torch.equal(torch.cat([piece[name] for _, piece in found], -1), codes)
 
 
 @pytest.mark.parametrize("strides", [[[4], [2, 2]], [[8]], [[2, 2, 2], [2, 2]]])
 def test_the_halo_is_all_that_a_code_depends_on(strides: list[list[int]]):
     """The gradient of one latent reaches the halo's edge at most."""
     torch.manual_seed(0)
-    encoder = Encoder(1, 4, 8, 2, 3, strides)
+    encoder = Encoder(1, 4, 8, 8, [1, 3], strides)
     hop = 1
     for group in strides:
         for stride in group:
@@ -79,6 +103,47 @@ def test_the_halo_is_all_that_a_code_depends_on(strides: list[list[int]]):
     encoder(audio)[0, :, 32].sum().backward()
     reached = audio.grad[0, 0].nonzero()
     assert 32 * hop - encoder.halo <= reached.min() and reached.max() < 33 * hop + encoder.halo
+
+
+@pytest.mark.parametrize("strides", [[[4], [2, 2]], [[8]], [[2, 2, 2], [2, 2]], [[2]]])
+def test_the_decoders_halo_is_all_that_a_stretch_of_audio_depends_on(strides: list[list[int]]):
+    """The gradient of a hop's samples reaches the halo's farthest step, or the one before it, and none beyond."""
+    torch.manual_seed(0)
+    decoder = Decoder(1, 4, 8, 8, [1, 3], strides)
+    hop = prod(prod(group) for group in strides)
+    latent = torch.randn(1, 4, 64, requires_grad=True)
+    decoder(latent)[0, 0, 32 * hop : 33 * hop].sum().backward()
+    reached, steps = latent.grad[0].abs().sum(0).nonzero(), -(-decoder.halo // hop)
+    assert 32 - steps <= reached.min() <= 32 - steps + 1 and reached.max() <= 32 + steps
+
+
+@pytest.mark.parametrize("piece_samples", [1, 701, 5003, 10**6])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_long_codes_in_pieces_sound_as_the_whole(piece_samples: int, channels: int):
+    """Every level's audio is the same to float round-off, wherever the pieces end."""
+    codec = small(channels)
+    codes = codec.encode(torch.randn(2, channels, 20_096))
+    for level in codec.levels:
+        values = codes[level.name]
+        whole = codec.decode({level.name: values})
+        pieces = decode_in_pieces(
+            codec, level, lambda a, n, v=values: v[..., a : a + n], values.shape[-1], piece_samples
+        )
+        torch.testing.assert_close(torch.cat(list(pieces), -1), whole, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("piece_samples", [701, 5003, 10**6])
+@pytest.mark.usefixtures("short_stretches")
+def test_a_reconstruction_in_pieces_is_that_of_the_whole(piece_samples: int):
+    """Originals, codes and every level's sound are those of the file in one piece."""
+    codec, num_samples = small(), 20_011
+    audio = nn.functional.pad(torch.randn(1, num_samples), (0, padded_length(codec, num_samples) - num_samples))
+    found = list(reconstruct_in_pieces(codec, lambda a, n: audio[:, a : a + n], num_samples, piece_samples))
+    assert torch.equal(torch.cat([piece.original for piece in found], -1), audio[None])
+    for name, codes in codec.encode(audio[None]).items():
+        assert torch.equal(torch.cat([piece.codes[name] for piece in found], -1), codes)
+        heard = torch.cat([piece.heard[name] for piece in found], -1)
+        torch.testing.assert_close(heard, codec.decode({name: codes}), atol=1e-6, rtol=0)
 
 
 def test_an_odd_stride_is_refused():

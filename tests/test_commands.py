@@ -196,6 +196,65 @@ def test_songs_that_have_changed_are_another_run(world: World):
     assert refused.code == 1 and re.search(r"error: .*fingerprints.songs was \w+, is now", refused.err)
 
 
+# --- codebooks -----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_tells_the_health_of_its_codebooks(world: World):
+    """From the first step on, level by level; in its log what they can hold, on its page how they are used."""
+    first = table.metrics(world.runs / "codec")[0]
+    names = ("use", "perplexity", "dead", "revived", "age", "bits_per_second")
+    assert first.keys() >= {f"{name}/{level}" for name in names for level in LEVELS}
+    assert 0 < first["bits_per_second/bottom"] <= 4 * SAMPLE_RATE / HOPS["bottom"]
+    log = (world.runs / "codec" / "train.log").read_text()
+    assert "level bottom: a step of 8 samples, 16 codes, 4,000 bits/s" in log
+    page = (world.runs / "codec" / "samples" / "00000004" / "index.html").read_text()
+    assert all(f"codes, {level}" in page for level in LEVELS) and "of 4,000 bits/s; in training" in page
+
+
+def test_a_codec_that_collapses_is_stopped_with_what_to_change(world: World):
+    """Entries drawn far from the latents, and none revived: one line, before its codes are saved or learnt."""
+    collapsing = ("quantizer.kmeans_init=false", "quantizer.dead_below=0", "quantizer.codebook_size=256")
+    settings = (
+        "name=collapsed",
+        *collapsing,
+        "trainer.max_steps=6",
+        "task.collapse_after=3",
+        "task.collapse_below=0.2",
+    )
+    refused = command("train.py", *world.codec(*settings, "trainer.validate_every=2", "trainer.checkpoint_every=2"))
+    last = refused.err.splitlines()[-1]
+    assert refused.code == 1 and re.fullmatch(
+        r"error: step 4: level top has collapsed: its held-out codes are as varied as \d\.\d of 256 would be "
+        r"\(task\.collapse_below=0\.2\), too few for a prior; start again under another name with "
+        r"quantizer\.kmeans_init=true, a higher quantizer\.dead_below, a lower optimizer\.lr or a smaller codebook",
+        last,
+    )
+    run = world.runs / "collapsed"
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["00000002"]
+    assert "has collapsed" in (run / "train.log").read_text() and table.metrics(run)[-1]["step"] == 4
+
+
+@pytest.mark.parametrize("quantizer", ["rvq", "dac", "fsq", "lfq", "simvq"])
+def test_every_quantizer_is_one_word(world: World, quantizer: str):
+    """Its codec trains; of two kinds, two codebooks a level reach the priors and what they sample."""
+    arguments = world.codec(f"name={quantizer}/codec", f"quantizer={quantizer}", "trainer.max_steps=1")
+    if several := quantizer in ("rvq", "fsq"):
+        arguments = (*arguments, "quantizer.num_codebooks=2")
+    if quantizer == "fsq":
+        arguments = (*(a for a in arguments if not a.startswith("quantizer.codebook_size")), "quantizer.axes=[4,4]")
+    done = command("train.py", *arguments)
+    assert done.code == 0, done.err
+    assert table.metrics(world.runs / quantizer / "codec")[0]["perplexity/top"] >= 1
+    for level in ("top", "middle") if several else ():
+        codec = f"codec.run={world.runs}/{quantizer}/codec"
+        done = command("train.py", *world.prior(level, f"name={quantizer}/{level}", codec, "trainer.max_steps=1"))
+        assert done.code == 0, done.err
+    if several:
+        codes = codes_of(world, f"name={quantizer}/sample", levels=(f"{quantizer}/top", f"{quantizer}/middle"))
+        shapes = {level: list(values.shape) for level, values in codes.items()}
+        assert shapes == {level: [2, 2, STEPS[level]] for level in ("top", "middle")}
+
+
 # --- sampling ------------------------------------------------------------------------------------------------------
 
 

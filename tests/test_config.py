@@ -39,6 +39,14 @@ def test_every_experiment_tells_its_command(name: str):
     assert any(f"python train.py experiment={name}" in line for line in head)
 
 
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "quantizer").glob("*.yaml")))
+def test_every_quantizer_is_one_word(name: str):
+    """Of experiment=vqvae; what the file says is what the class takes, and it can be built for a latent."""
+    cfg = experiment("vqvae", "data.root=music", f"quantizer={name}")
+    config.check(cfg, config.TrainConfig)
+    assert config.build(cfg.quantizer)(dim=16).vectors().shape[-1] == 16
+
+
 def test_sampling_fits_the_code():
     """conf/sample.yaml matches its schema once the priors are named."""
     config.check(composed("priors=[runs/top]", name="sample"), config.SampleConfig)

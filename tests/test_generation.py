@@ -304,7 +304,7 @@ HOSTILE = {
     "other format": file_of(TOP, format="jukebox_lite codes 2"),
     "no levels": file_of({}),
     "other levels": file_of({"treble": TOP["top"]}),
-    "dtype": file_of({"top": TOP["top"].to(torch.int32)}),
+    "dtype": file_of({"top": TOP["top"].to(torch.uint8)}),
     "float": file_of({"top": TOP["top"].double()}),
     "low": file_of({"top": TOP["top"] - 1}),
     "high": file_of({"top": TOP["top"] + VOCAB_SIZE}),

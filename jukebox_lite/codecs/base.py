@@ -1,6 +1,7 @@
 """What every codec promises: music in, codes out, and codes heard as audio."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
@@ -15,6 +16,7 @@ class Codec(nn.Module, ABC):
     channels: int  # audio channels C
     levels: tuple[Level, ...]  # coarse to fine
     halo: int = 0  # samples to either side of a code that it depends on, a multiple of every hop
+    decoder_halo: Mapping[str, int] = {}  # by level, steps to either side that a step's sound depends on; 0 if unnamed
 
     @abstractmethod
     def encode(self, audio: Tensor) -> Codes:
@@ -22,7 +24,11 @@ class Codec(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, codes: Codes) -> Tensor:
-        """Audio [B, C, N] in [-1, 1], from the finest level that `codes` holds."""
+        """Audio [B, C, N], from the finest level that `codes` holds; whoever writes it clips it to [-1, 1]."""
+
+    def encode_stretch(self, audio: Tensor) -> Codes:
+        """What `encode` computes at once, where that splits long audio into stretches; else what it does itself."""
+        return self.encode(audio)
 
     def code_vectors(self) -> dict[str, Tensor]:
         """What the decoder is given for each code [K, V, D], by level; a codec without such vectors has none."""
@@ -34,6 +40,10 @@ class Codec(nn.Module, ABC):
             if level.name == name:
                 return level
         raise InputError(f"level '{name}': this codec has {', '.join(level.name for level in self.levels)}")
+
+    def steps_per_second(self, name: str) -> float:
+        """Time steps of a level in a second of audio."""
+        return self.sample_rate / self.level(name).samples_per_step
 
     def above(self, name: str) -> Level | None:
         """The next coarser level, or None for the coarsest."""

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from jukebox_lite.codecs.base import Codec
+from jukebox_lite.codecs.health import Health
+from jukebox_lite.codecs.pieces import encode_in_pieces
 from jukebox_lite.codecs.quantizers import Quantized, Quantizer
 from jukebox_lite.errors import InputError
 from jukebox_lite.levels import Codes, Level
@@ -18,6 +20,8 @@ class HierarchicalVQVAE(Codec):
 
     `strides` names the levels, coarse to fine, and what each adds to the finer ones: {top: [2, 2], bottom: [2, 2, 2]}
     gives hops of 32 and 8. `multipliers` scale both width and depth of a level's stacks; 1 where not named.
+    Dilations grow by `dilation_growth` from one residual convolution to the next, and begin again every
+    `dilation_cycle`; inside, they are `inner_factor` as wide as the stack.
     """
 
     def __init__(
@@ -30,6 +34,8 @@ class HierarchicalVQVAE(Codec):
         quantizer: Callable[..., Quantizer],
         channels: int = 1,
         dilation_growth: int = 3,
+        dilation_cycle: int | None = None,
+        inner_factor: float = 1.0,
         multipliers: dict[str, int] | None = None,
     ):
         super().__init__()
@@ -39,36 +45,62 @@ class HierarchicalVQVAE(Codec):
             raise InputError(f"codec.multipliers: there is no level {unknown[0]}; there are {', '.join(strides)}")
         self.sample_rate, self.channels = sample_rate, channels
         self.encoders, self.decoders, self.quantizers = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
-        levels, halo = [], 0
+        self.healths = nn.ModuleDict()
+        levels, halo, decoder_halo = [], 0, {}
         for name, groups in stages(strides):
             scale = (multipliers or {}).get(name, 1)
-            shape = (channels, latent_dim, dim * scale, depth * scale, dilation_growth, groups)
+            dilations = [dilation_growth ** (i % (dilation_cycle or depth * scale)) for i in range(depth * scale)]
+            shape = (channels, latent_dim, dim * scale, int(dim * scale * inner_factor), dilations, groups)
             encoder, decoder, codebooks = Encoder(*shape), Decoder(*shape), quantizer(dim=latent_dim)
             self.encoders[name], self.decoders[name], self.quantizers[name] = encoder, decoder, codebooks
             hop_length = prod(prod(group) for group in groups)
             levels.append(Level(name, codebooks.vocab_size, codebooks.channels, hop_length))
+            self.healths[name] = Health(codebooks.channels, levels[-1].codebook_size)
             halo = max(halo, encoder.halo)
+            decoder_halo[name] = -(-decoder.halo // hop_length)
         self.levels = tuple(levels)
         longest = self.levels[0].samples_per_step
-        self.halo = -(-halo // longest) * longest
+        self.halo, self.decoder_halo = -(-halo // longest) * longest, decoder_halo
 
     def forward(self, audio: Tensor) -> dict[str, tuple[Tensor, Quantized]]:
         """Audio [B, C, N] -> per level, its reconstruction [B, C, N] and its quantized latent."""
         quantized = {name: quantizer(self.encoders[name](audio)) for name, quantizer in self.quantizers.items()}
+        for name, health in self.healths.items() if self.training else ():
+            assert isinstance(health, Health)
+            health.note(quantized[name].codes, quantized[name].revived)
         return {name: (self.decoders[name](q.latent), q) for name, q in quantized.items()}
 
     @torch.no_grad()
     def encode(self, audio: Tensor) -> Codes:
         """Audio [B, C, N] in [-1, 1] -> codes of every level, [B, K, N / hop_length]; N a multiple of every hop."""
+        length = audio.shape[-1]
+        ((_, codes),) = encode_in_pieces(self, lambda start, count: audio[..., start : start + count], length, length)
+        return codes
+
+    @torch.no_grad()
+    def encode_stretch(self, audio: Tensor) -> Codes:
+        """Audio [B, C, N] of any length, in one go -> codes of every level [B, K, N / hop_length]."""
         return {name: quantizer(self.encoders[name](audio)).codes for name, quantizer in self.quantizers.items()}
 
     @torch.no_grad()
     def decode(self, codes: Codes) -> Tensor:
-        """Audio [B, C, N] in [-1, 1], from the finest level that `codes` holds."""
+        """Audio [B, C, N], from the finest level that `codes` holds; whoever writes it clips it to [-1, 1]."""
         finest = next(level.name for level in reversed(self.levels) if level.name in codes)
         quantizer = self.quantizers[finest]
         assert isinstance(quantizer, Quantizer)
-        return self.decoders[finest](quantizer.decode(codes[finest])).clamp(-1, 1)
+        return self.decoders[finest](quantizer.decode(codes[finest]))
+
+    def health(self, level: str) -> dict[str, Tensor]:
+        """How the entries of a level's codebooks fare in training, each []: dead, revived, age."""
+        health = self.healths[level]
+        assert isinstance(health, Health)
+        return health.figures()
+
+    def advice(self, level: str) -> str:
+        """What to change where a level's codes come to little use, for people."""
+        quantizer = self.quantizers[level]
+        assert isinstance(quantizer, Quantizer)
+        return quantizer.advice
 
     def code_vectors(self) -> dict[str, Tensor]:
         """What the decoder is given for each code [K, V, D], by level."""

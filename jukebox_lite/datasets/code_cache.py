@@ -19,7 +19,7 @@ from jukebox_lite.codecs.base import Codec
 from jukebox_lite.codecs.pieces import encode_in_pieces, padded_length
 from jukebox_lite.datasets.songs import Song, Songs
 from jukebox_lite.levels import Level
-from jukebox_lite.metrics.codecs import code_histogram, code_use, perplexity
+from jukebox_lite.metrics.codecs import bits_per_step, code_histogram, code_use, perplexity
 from jukebox_lite.nn.device import device_of
 from jukebox_lite.progress import progress
 
@@ -179,5 +179,5 @@ def _statistics(heard: np.ndarray, level: Level, sample_rate: int) -> dict[str, 
     return {
         "use": code_use(histogram).item(),
         "perplexity": perplexity(histogram).item(),
-        "bits_per_second": steps_per_second * level.channels * float(np.log2(perplexity(histogram).item())),
+        "bits_per_second": steps_per_second * bits_per_step(histogram).item(),
     }

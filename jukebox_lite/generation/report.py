@@ -4,7 +4,7 @@ import io
 import math
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,7 +46,7 @@ class Section:
     """Clips that belong side by side, and figures about them."""
 
     title: str
-    clips: Sequence[Clip]
+    clips: Iterable[Clip]  # taken once, in turn: may be made as they are asked for
     figures: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -55,8 +55,7 @@ def write_page(folder: Path, title: str, sections: Sequence[Section], settings: 
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
     for number, section in enumerate(sections, 1):
-        stems = [f"{number:02d}-{index:02d}-{_slug(clip.title)}" for index, clip in enumerate(section.clips, 1)]
-        clips = [_write_clip(folder, stem, clip) for stem, clip in zip(stems, section.clips, strict=True)]
+        clips = [_write_clip(folder, f"{number:02d}-{index:02d}", clip) for index, clip in enumerate(section.clips, 1)]
         entries.append({"title": section.title, "clips": clips, "figures": section.figures})
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
@@ -66,8 +65,9 @@ def write_page(folder: Path, title: str, sections: Sequence[Section], settings: 
     return page
 
 
-def _write_clip(folder: Path, stem: str, clip: Clip) -> dict[str, str]:
+def _write_clip(folder: Path, number: str, clip: Clip) -> dict[str, str]:
     """Writes a clip's two files, and returns what the page says of it."""
+    stem = f"{number}-{_slug(clip.title)}"
     waveform = clip.audio.detach().float().cpu()
     sound, image = folder / f"{stem}.wav", folder / f"{stem}.png"
     write(sound, waveform, clip.sample_rate)

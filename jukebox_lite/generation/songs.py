@@ -2,8 +2,12 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,16 +16,15 @@ from torch import Tensor
 
 from jukebox_lite.audio import probe, read
 from jukebox_lite.codecs.base import Codec
-from jukebox_lite.codecs.pieces import encode_in_pieces
+from jukebox_lite.codecs.pieces import PIECE_SAMPLES, decode_in_pieces, encode_in_pieces
 from jukebox_lite.errors import InputError
 from jukebox_lite.files import write_bytes
 from jukebox_lite.generation.checks import check_codes
 from jukebox_lite.generation.report import Clip, Section, write_page
-from jukebox_lite.levels import Codes
+from jukebox_lite.levels import Codes, Level
 from jukebox_lite.nn.device import device_of
 
 _FORMAT = "jukebox_lite codes 1"
-_PIECE_SAMPLES = 1 << 20  # encoded at once
 
 
 def steps_for(codec: Codec, seconds: float) -> dict[str, int]:
@@ -52,7 +55,7 @@ def encode_given(codec: Codec, path: Path, seconds: float | None = None) -> Code
     def stretch(start: int, num_samples: int) -> Tensor:
         return read(path, start, num_samples, codec.sample_rate, codec.channels).to(device)
 
-    pieces = [codes for _, codes in encode_in_pieces(codec, stretch, steps * coarsest, _PIECE_SAMPLES)]
+    pieces = [codes for _, codes in encode_in_pieces(codec, stretch, steps * coarsest, PIECE_SAMPLES)]
     return {level.name: torch.cat([codes[level.name].cpu() for codes in pieces], -1) for level in codec.levels}
 
 
@@ -60,19 +63,27 @@ def save_codes(
     path: Path, codes: Codes, codec: Codec, fingerprint: str, extra: Mapping[str, str] | None = None
 ) -> None:
     """Writes codes [B, K, T] as safetensors, with what it takes to know them again: the codec's `fingerprint`."""
-    levels = [vars(codec.level(name)) for name in codes]
-    metadata = {
-        **(extra or {}),
-        "format": _FORMAT,
-        "codec": fingerprint,
-        "sample_rate": str(codec.sample_rate),
-        "levels": json.dumps(levels),
-    }
+    metadata = {**(extra or {}), **codes_metadata(codec, list(codes), fingerprint)}
     write_bytes(path, save({name: values.cpu().contiguous() for name, values in codes.items()}, metadata))
+
+
+def codes_metadata(codec: Codec, names: Sequence[str], fingerprint: str) -> dict[str, str]:
+    """What a file of the codes of these levels says of them."""
+    levels = json.dumps([vars(codec.level(name)) for name in names])
+    return {"format": _FORMAT, "codec": fingerprint, "sample_rate": str(codec.sample_rate), "levels": levels}
 
 
 def read_codes(path: Path, codec: Codec, fingerprint: str) -> Codes:
     """Codes [B, K, T] as `save_codes` wrote them; InputError unless they are whole and of this very codec."""
+    with open_codes(path, codec, fingerprint) as (file, names):
+        codes = {name: checked(codec.level(name), file.get_tensor(name), path) for name in names}
+    _check_together(path, codec, codes)
+    return codes
+
+
+@contextmanager
+def open_codes(path: Path, codec: Codec, fingerprint: str) -> Iterator[tuple[Any, list[str]]]:
+    """A file of codes, as safetensors opens it, and its levels, coarse to fine; InputError unless of this codec."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected codes that sample.py wrote")
     try:
@@ -85,12 +96,15 @@ def read_codes(path: Path, codec: Codec, fingerprint: str) -> Codes:
             known = [level.name for level in codec.levels]
             if not names or not set(names) <= set(known):
                 raise InputError(f"{path}: holds levels {names}, expected some of {known}")
-            codes = {name: file.get_tensor(name) for name in known if name in names}
+            yield file, [name for name in known if name in names]
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a whole safetensors file ({str(error).splitlines()[0][:120]})") from error
-    for name, values in codes.items():
-        check_codes(codec.level(name), values, str(path))
-    _check_together(path, codec, codes)
+
+
+def checked(level: Level, codes: Tensor, path: Path) -> Tensor:
+    """A level's codes [B, K, T] as read from a file, which may hold narrower integers; InputError on a wrong value."""
+    codes = codes.to(torch.int64) if codes.dtype in (torch.int16, torch.int32) else codes
+    check_codes(level, codes, str(path))
     return codes
 
 
@@ -110,10 +124,8 @@ def write_songs(
     folder.mkdir(parents=True, exist_ok=True)
     save_codes(folder / "codes.safetensors", codes, codec, fingerprint, {"settings": settings})
     levels = [level for level in reversed(codec.levels) if level.name in codes]
-    sections = [
-        Section(title, [_clip(codec, level.name, codes[level.name][index : index + 1]) for level in levels])
-        for index, title in enumerate(titles)
-    ]
+    songs = [{level.name: codes[level.name][index : index + 1] for level in levels} for index in range(len(titles))]
+    sections = [Section(title, _clips(codec, song)) for title, song in zip(titles, songs, strict=True)]
     return write_page(folder, folder.name, [*sections, *beside], settings)
 
 
@@ -123,15 +135,23 @@ def real_section(codec: Codec, path: Path, seconds: float) -> Section:
     codes = encode_given(codec, path, seconds)
     length = codes[codec.levels[0].name].shape[-1] * codec.levels[0].samples_per_step
     original = Clip("original", read(path, 0, length, codec.sample_rate, codec.channels), codec.sample_rate)
-    heard = [_clip(codec, level.name, codes[level.name]) for level in reversed(codec.levels)]
-    return Section(f"Real: {path.name}", [original, *heard])
+    heard = _clips(codec, {level.name: codes[level.name] for level in reversed(codec.levels)})
+    return Section(f"Real: {path.name}", chain([original], heard))
 
 
-@torch.no_grad()
-def _clip(codec: Codec, name: str, codes: Tensor) -> Clip:
-    """Codes [1, K, T] of one level, to hear."""
-    audio = codec.decode({name: codes.to(device_of(codec))})
-    return Clip(name, audio[0].cpu(), codec.sample_rate)
+def _clips(codec: Codec, codes: Codes) -> Iterator[Clip]:
+    """Codes [1, K, T] of each level, to hear; decoded when they are asked for, so that one waveform is held at once."""
+    device = device_of(codec)
+    for name, values in codes.items():
+        level, num_steps = codec.level(name), values.shape[-1]
+        read = partial(_stretch, values, device)
+        pieces = [piece[0].cpu() for piece in decode_in_pieces(codec, level, read, num_steps, PIECE_SAMPLES)]
+        yield Clip(name, torch.cat(pieces, -1), codec.sample_rate)
+
+
+def _stretch(codes: Tensor, device: torch.device, start: int, length: int) -> Tensor:
+    """Steps [start, start + length) of codes [1, K, T]."""
+    return codes[..., start : start + length].to(device)
 
 
 def _check_together(path: Path, codec: Codec, codes: Codes) -> None:

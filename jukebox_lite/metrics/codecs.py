@@ -46,3 +46,12 @@ def perplexity(histogram: Tensor) -> Tensor:
     """Histogram [K, V] -> [], exp of the entropy, averaged over codebooks: how many entries an even use would need."""
     share = histogram / histogram.sum(-1, keepdim=True).clamp(min=1)
     return torch.special.entr(share).sum(-1).exp().mean()
+
+
+def bits_per_step(histogram: Tensor) -> Tensor:
+    """Histogram [K, V] -> [], the entropy of its codes in bits, summed over codebooks: what a step costs.
+
+    At most K log2 V. Codes are taken one by one; what they tell of each other would save more.
+    """
+    share = histogram / histogram.sum(-1, keepdim=True).clamp(min=1)
+    return torch.special.entr(share).sum() / math.log(2)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from jukebox_lite.errors import InputError
 from jukebox_lite.levels import Facts, Window
-from jukebox_lite.nn.conv import ConvStack, residual_stack
+from jukebox_lite.nn.conv import ConvStack, ResidualStack
 from jukebox_lite.priors.codes import EMBEDDING_SCALE, CodeEmbedding, code_vectors, embed_all
 
 
@@ -52,7 +52,8 @@ class LevelAbove(Conditioner):
             return
         size, vectors = self.above.codebook_size, code_vectors(facts.vectors.get(self.above.name), self.above.channels)
         self.embeddings = nn.ModuleList(CodeEmbedding(size, width, each) for each in vectors)
-        self.stack = ConvStack(*(residual_stack(width, depth, dilation_growth) for _ in range(cycles)))
+        dilations = [dilation_growth**i for i in range(depth)]
+        self.stack = ConvStack(*(ResidualStack(width, width, dilations) for _ in range(cycles)))
         self.stretch = nn.ConvTranspose1d(width, dim, self.ratio, self.ratio)
         self.norm = nn.RMSNorm(dim)
         nn.init.constant_(self.norm.weight, EMBEDDING_SCALE)  # as loud as the codes it is added to

@@ -15,12 +15,15 @@ from jukebox_lite.training.run import read_fingerprints, read_vocabulary
 
 
 def load_codec(run: str) -> Codec:
-    """The codec a run learnt, frozen, with the averaged weights of its latest checkpoint."""
-    cfg = config.read(Path(run) / "config.yaml")
+    """The codec a run learnt, frozen, with the averaged weights of its latest checkpoint, or of one given by path."""
+    folder, chosen = Path(run), None
+    if folder.parent.name == "checkpoints":
+        folder, chosen = folder.parents[1], folder
+    cfg = config.read(folder / "config.yaml")
     if "task" not in cfg or not str(cfg.task.get("_target_")).endswith("CodecTask"):
         raise InputError(f"{run} trained no codec: give the run of a codec, such as one of experiment=vqvae")
     codec = config.build(cfg.codec, config.ROOMS)
-    _fill(codec, "codec", Path(run))
+    _fill(codec, "codec", folder, chosen)
     return codec
 
 
@@ -42,9 +45,11 @@ def load_prior(run: str) -> tuple[Prior, Codec]:
     return prior, codec
 
 
-def _fill(model: nn.Module, name: str, run: Path) -> None:
-    """Loads the averaged weights of a run's latest whole checkpoint into `model`, and freezes it."""
-    path = checkpoint.latest(run)
+def _fill(model: nn.Module, name: str, run: Path, chosen: Path | None = None) -> None:
+    """Loads the averaged weights of a run's latest whole checkpoint, or the `chosen`, into `model`, and freezes it."""
+    if chosen is not None:
+        checkpoint.verify(chosen)
+    path = chosen or checkpoint.latest(run)
     if path is None:
         raise InputError(f"{run} has no finished checkpoint yet: train it first, or wait for its first checkpoint")
     weights: dict[str, Tensor] = checkpoint.read_weights(path, name)

@@ -90,8 +90,9 @@ class Trainer:
     def fit(self, task: Task, folder: Path, seed: int) -> float:
         """Train to `max_steps`, from the last whole checkpoint in `folder` if it has one; returns the best score.
 
-        Raises TrainingDiverged on a loss or gradient that is not finite, and SystemExit(128 + signal) after Ctrl-C or
-        SIGTERM, when a checkpoint is saved. On several devices every process calls this; the first one writes.
+        Raises TrainingDiverged on a loss or gradient that is not finite, InputError where the task sees no use in going
+        on, and SystemExit(128 + signal) after Ctrl-C or SIGTERM, when a checkpoint is saved. On several devices every
+        process calls this; the first one writes.
         """
         fabric = self._launch()
         learner = Learner(
@@ -155,6 +156,8 @@ class Trainer:
             run.best = min(run.best, score)  # in this order a score that is not a number never is the best
         if values:
             run.reporter.scalars(step, values)
+        if validates:
+            learner.task.judge(step, values)  # before the weights that it judges are saved
         path = _save(run, score) if saves or signal else None
         if signal:
             _leave(run, signal, path)

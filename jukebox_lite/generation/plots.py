@@ -1,0 +1,76 @@
+"""Pictures of how a codec reconstructs: where in the spectrum it errs, its figures by level, an example."""
+
+import io
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from jukebox_lite.files import write_bytes
+from jukebox_lite.metrics.signal import power_spectrogram
+
+_SOFTEST_DB = -100.0
+
+
+def draw_spectra(path: Path, spectra: Mapping[str, Tensor], sample_rate: int) -> None:
+    """Writes a PNG of power spectra [F], 0 Hz to half the sample rate, by title, in decibels."""
+    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    for index, (title, power) in enumerate(spectra.items()):
+        frequency = torch.linspace(0, sample_rate / 2, len(power))[1:]
+        color = "black" if index == 0 else f"C{index - 1}"
+        axes.plot(frequency.numpy(), _decibels(power[1:]), label=title, color=color, linewidth=1.0)
+    axes.set(xscale="log", xlim=(30, sample_rate / 2), xlabel="Hz", ylabel="dB relative to the music's power")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    _save(figure, path)
+
+
+def draw_bars(path: Path, figures: Mapping[str, Mapping[str, float]]) -> None:
+    """Writes a PNG with a row of bars for each figure, from figures by title and then by name."""
+    names = list(next(iter(figures.values())))
+    columns = math.ceil(len(names) / 2)
+    figure = Figure(figsize=(3.2 * columns, 5), dpi=150, layout="constrained")
+    for place, name in enumerate(names, 1):
+        axes = figure.add_subplot(2, columns, place)
+        bars = axes.bar(list(figures), [each[name] for each in figures.values()], color="#4c8dd6")
+        axes.bar_label(bars, fmt="%.3g", fontsize=8)
+        axes.set_title(name, fontsize=9)
+        axes.margins(y=0.2)
+    _save(figure, path)
+
+
+def draw_spectrograms(path: Path, clips: Mapping[str, Tensor], sample_rate: int) -> None:
+    """Writes a PNG of the spectrograms of audio [C, N] by title, one below the other, on one scale."""
+    figure = Figure(figsize=(8, 2.2 * len(clips)), dpi=150, layout="constrained")
+    image, grid = None, figure.subplots(len(clips), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (title, audio) in zip(grid, clips.items(), strict=True):
+        seconds = audio.shape[-1] / sample_rate
+        image = axes.imshow(
+            _decibels(power_spectrogram(audio, sample_rate)),
+            origin="lower",
+            aspect="auto",
+            extent=(0, seconds, 0, sample_rate / 2000),
+            cmap="magma",
+            vmin=_SOFTEST_DB,
+            vmax=0,
+        )
+        axes.set(title=title, ylabel="kHz")
+    grid[-1].set_xlabel("seconds")
+    if image is not None:
+        figure.colorbar(image, ax=list(grid), label="dBFS")
+    _save(figure, path)
+
+
+def _decibels(power: Tensor) -> np.ndarray:
+    return (10 * power.clamp(min=1e-12).log10()).numpy()
+
+
+def _save(figure: Figure, path: Path) -> None:
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png")
+    write_bytes(path, drawn.getvalue())

@@ -1,0 +1,178 @@
+"""Stacks of residual convolutions on a CPU, in pieces of time that stay in a core's cache.
+
+Over a whole sequence each step of such a stack fetches and stores megabytes; piece by piece, the activations beside the
+convolutions, it runs at nearly the speed of the convolutions alone, and between two of them only one sequence is kept.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.nn.grad import conv2d_weight
+
+_PIECE = 1 << 19  # numbers of a sequence that are worked on at once: 2 MB
+_KINDS = 4  # parameters of a residual convolution: weight and bias, dilated and pointwise
+# Of a kernel of 1 a dilation means nothing, but torch hands only dilated ones to oneDNN, which is twice as fast.
+_POINTWISE = (1, 2)
+_LEAST = 20480  # numbers up to which torch keeps a convolution from oneDNN, in favour of one that is much slower
+
+
+def image(x: Tensor) -> Tensor:
+    """Sequences [B, T, D] as images of height 1, channels last: [B, D, 1, T], of which torch can tell that they are."""
+    return x.contiguous()[:, None].permute(0, 3, 1, 2)
+
+
+def rows(x: Tensor) -> Tensor:
+    """The way back: [B, D, 1, T] -> [B, T, D]."""
+    return x.permute(0, 2, 3, 1)[:, 0]
+
+
+@dataclass
+class _Conv:
+    """One residual convolution of a sequence of a certain length."""
+
+    weight: Tensor  # [H, D, 1, 3], or [H, D, 1, 1] where the outer taps see only what lies outside of the sequence
+    bias: Tensor  # [H]
+    out_weight: Tensor  # [D, H, 1, 1]
+    out_bias: Tensor  # [D]
+    reach: int  # steps to either side that it sees
+
+    def dilated(self, x: Tensor) -> Tensor:
+        """x [T + 2 reach, D] -> [T, H]"""
+        return convolve(x, self.weight, self.bias, self.reach)
+
+    def pointwise(self, x: Tensor) -> Tensor:
+        """x [T, H] -> [T, D]"""
+        return convolve(x, self.out_weight, self.out_bias)
+
+
+def residuals(x: Tensor, parameters: Sequence[Tensor], dilations: Sequence[int]) -> Tensor:
+    """x + pointwise(relu(dilated(relu(x)))), once for every dilation, in float32 on a CPU. [B, T, D] -> [B, T, D].
+
+    `parameters` are weight [H, D, 1, 3], bias [H], weight [D, H, 1, 1] and bias [D] for each.
+    """
+    if torch.is_grad_enabled():
+        return _Residuals.apply(x, dilations, *parameters)
+    x = x.clone(memory_format=torch.contiguous_format)
+    length, dim = x.shape[1:]
+    convs = _convs(parameters, dilations, length)
+    pad = max(conv.reach for conv in convs)
+    seen = x.new_zeros(length + 2 * pad, dim)
+    for each in x:
+        for conv in convs:
+            _forward(each, seen, None, conv)
+    return x
+
+
+class _Residuals(torch.autograd.Function):
+    """`residuals` with gradients; keeps both activations of each convolution."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, dilations: Sequence[int], *parameters: Tensor) -> Tensor:
+        x = x.clone(memory_format=torch.contiguous_format)
+        (batch, length, dim), kept = x.shape, []
+        for conv in _convs(parameters, dilations, length):
+            seen = x.new_empty(batch, length + 2 * conv.reach, dim)
+            seen[:, : conv.reach], seen[:, length + conv.reach :] = 0, 0
+            hidden = x.new_empty(batch, length, len(conv.bias))
+            for i in range(batch):
+                _forward(x[i], seen[i], hidden[i], conv)
+            kept += [seen, hidden]
+        ctx.save_for_backward(*kept, *parameters)
+        ctx.dilations = dilations
+        return x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        count = 2 * len(ctx.dilations)
+        kept, parameters = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        length, found = gradient.shape[1], []
+        for index, conv in reversed(list(enumerate(_convs(parameters, ctx.dilations, length)))):
+            sums = [torch.zeros_like(each) for each in parameters[_KINDS * index : _KINDS * (index + 1)]]
+            inner = gradient.new_zeros(length + 2 * conv.reach, len(conv.bias))
+            for i, each in enumerate(gradient):
+                _backward(each, kept[2 * index][i], kept[2 * index + 1][i], inner, conv, sums)
+            found = [*sums, *found]
+        return gradient, None, *found
+
+
+def _forward(x: Tensor, seen: Tensor, hidden: Tensor | None, conv: _Conv) -> None:
+    """Adds to x [T, D] its residual; fills `seen` [T + 2 pad, D] with relu(x), but for its ends, which are zero.
+
+    `hidden` [T, H], if given, is filled with what lies between the two convolutions.
+    """
+    pad = (len(seen) - len(x)) // 2
+    torch.clamp(x, min=0, out=seen[pad : pad + len(x)])
+    for start, stop in _pieces(x):
+        inner = conv.dilated(seen[pad + start - conv.reach : pad + stop + conv.reach]).relu_()
+        x[start:stop].add_(conv.pointwise(inner))
+        if hidden is not None:
+            hidden[start:stop] = inner
+
+
+def _backward(
+    gradient: Tensor, seen: Tensor, hidden: Tensor, inner: Tensor, conv: _Conv, sums: Sequence[Tensor]
+) -> None:
+    """Turns the gradient [T, D] of what `_forward` made into that of its input; adds the parameters' to `sums`.
+
+    `inner` [T + 2 reach, H], zero at its ends, is filled with the gradient between the two convolutions.
+    """
+    weight, bias, out_weight, out_bias = sums
+    reach, back, out_back = conv.reach, conv.weight.flip(3).transpose(0, 1), conv.out_weight.transpose(0, 1)
+    taps = weight if reach else weight[..., 1:2]
+    for start, stop in _pieces(gradient):
+        outside, held, within = gradient[start:stop], hidden[start:stop], inner[reach + start : reach + stop]
+        torch.mul(convolve(outside, out_back, None), held.sign(), out=within)
+        out_weight.add_(_weight_gradient(held, outside, out_weight, 0))
+        out_bias.add_(outside.sum(0))
+        bias.add_(within.sum(0))
+    for start, stop in _pieces(gradient):
+        around, within = slice(start, stop + 2 * reach), slice(reach + start, reach + stop)
+        taps.add_(_weight_gradient(seen[around], inner[within], taps, reach))
+        gradient[start:stop].add_(convolve(inner[around], back, None, reach).mul_(seen[within].sign()))
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, reach: int = 0) -> Tensor:
+    """A convolution on a CPU: x [T + 2 reach, D] by weight [H, D, 1, 3 or 1] -> [T, H]."""
+    if x.numel() > _LEAST:
+        return rows(F.conv2d(image(x[None]), weight, bias, dilation=(1, reach) if reach else _POINTWISE))[0]
+    products = [each @ tap.T for each, tap in zip(_shifted(x, reach), weight[:, :, 0].unbind(-1), strict=True)]
+    total = products[0] if len(products) == 1 else products[0].add_(products[1]).add_(products[2])
+    return total if bias is None else total.add_(bias)
+
+
+def _weight_gradient(x: Tensor, gradient: Tensor, weight: Tensor, reach: int) -> Tensor:
+    """x [T + 2 reach, D] and the gradient [T, H] of its convolution -> that of the weight [H, D, 1, 3 or 1]."""
+    if x.numel() > _LEAST:
+        dilation: Any = (1, reach) if reach else _POINTWISE  # torch's own hint says int
+        return conv2d_weight(image(x[None]), weight.shape, image(gradient[None]), dilation=dilation)
+    return torch.stack([gradient.T @ each for each in _shifted(x, reach)], -1)[:, :, None]
+
+
+def _shifted(x: Tensor, reach: int) -> list[Tensor]:
+    """x [T + 2 reach, D] as each tap sees it: [T, D] three times, or once where nothing is out of reach."""
+    length = len(x) - 2 * reach
+    return [x[start : start + length] for start in ((0, reach, 2 * reach) if reach else (0,))]
+
+
+def _convs(parameters: Sequence[Tensor], dilations: Sequence[int], length: int) -> list[_Conv]:
+    convs = []
+    for index, dilation in enumerate(dilations):
+        weight, bias, out_weight, out_bias = parameters[_KINDS * index : _KINDS * (index + 1)]
+        reach = dilation if dilation < length else 0
+        convs.append(_Conv(weight if reach else weight[..., 1:2], bias, out_weight, out_bias, reach))
+    return convs
+
+
+def _pieces(x: Tensor) -> Iterator[tuple[int, int]]:
+    """Start and stop of pieces of x [T, D]."""
+    length, dim = x.shape
+    step = max(1, _PIECE // dim)
+    for start in range(0, length, step):
+        yield start, min(start + step, length)
