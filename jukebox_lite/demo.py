@@ -20,6 +20,7 @@ from jukebox_lite.metrics.signal import describe
 from jukebox_lite.training.table import metrics
 
 LEVELS = ("top", "middle", "bottom")
+STEPS = {"top": 250, "middle": 400, "bottom": 700}  # of training: a finer level has more codes to learn from
 RUNS = Path("runs/demo")
 CHORALES = Path("data/chorales/songs")
 BESIDE = CHORALES / "bwv2.6.flac"  # the first held-out piece
@@ -36,7 +37,10 @@ def main() -> None:
     prepare_chorales(CHORALES, 64)
     minutes["chorales"] = (time.monotonic() - began) / 60
     stages = {"codec": ["train.py", "experiment=demo_vqvae", *overrides]}
-    stages |= {level: ["train.py", "experiment=demo_prior", f"task.level={level}", *overrides] for level in LEVELS}
+    stages |= {
+        level: ["train.py", "experiment=demo_prior", f"task.level={level}", f"trainer.max_steps={steps}", *overrides]
+        for level, steps in STEPS.items()
+    }
     priors = ",".join(str(RUNS / level) for level in LEVELS)
     stages["sampling"] = [
         "sample.py",
