@@ -16,7 +16,7 @@ from rich.table import Table
 from jukebox_lite.datasets.chorales import prepare_chorales
 from jukebox_lite.files import write_text
 from jukebox_lite.metrics.codecs import decibels
-from jukebox_lite.metrics.signal import describe
+from jukebox_lite.metrics.signal import describe, held_share
 from jukebox_lite.training.table import metrics
 
 LEVELS = ("top", "middle", "bottom")
@@ -94,7 +94,8 @@ def _figures(minutes: dict[str, float]) -> dict[str, dict[str, float]]:
     named = {f"sampled {i + 1}": path for i, path in enumerate(sampled)}
     for name, path in {"real": BESIDE, "real, from its codes": decoded, **named}.items():
         audio, sample_rate = soundfile.read(path, frames=SECONDS * 44_100, dtype="float32", always_2d=True)
-        figures[name] = describe(torch.from_numpy(audio.T), sample_rate)
+        waveform = torch.from_numpy(audio.T)
+        figures[name] = describe(waveform, sample_rate) | {"held_share": held_share(waveform, sample_rate)}
     return figures
 
 

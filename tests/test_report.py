@@ -9,7 +9,7 @@ import soundfile
 import torch
 
 from jukebox_lite.generation.report import Clip, Section, write_page
-from jukebox_lite.metrics.signal import SILENCE_DB, describe, power_spectrogram
+from jukebox_lite.metrics.signal import SILENCE_DB, describe, held_share, power_spectrogram
 
 RATE = 22050
 HOSTILE = """<script>alert("x")</script>'../../ü\N{MUSICAL SYMBOL G CLEF}"""
@@ -42,6 +42,21 @@ def test_clipping_and_silence_are_told():
     assert figures["clipped_share"] == 0.75 and figures["peak"] == 2.0
     silence = describe(torch.zeros(2, 100), RATE)
     assert silence == {"rms_db": SILENCE_DB, "peak": 0, "clipped_share": 0, "spectral_centroid_hz": 0}
+
+
+def test_held_tones_are_told_from_noise():
+    """Notes of half a second are held for nearly all of the time, notes of 50 ms and noise, white or dull, for none."""
+    scale = [sine(220 * 2 ** (step / 6)) for step in (0, 4, 7, 12, 9, 5)]
+
+    def melody(seconds: float) -> torch.Tensor:
+        length = round(seconds * RATE)
+        return torch.cat([scale[i % len(scale)][:, :length] for i in range(round(4 / seconds))], -1)
+
+    noise = torch.randn(1, 4 * RATE, generator=torch.Generator().manual_seed(0))
+    dull = torch.nn.functional.avg_pool1d(noise, 40, 1)
+    assert held_share(melody(0.5), RATE) > 0.95
+    assert held_share(melody(0.5) + 0.1 * noise, RATE) > 0.95
+    assert max(held_share(each, RATE) for each in (melody(0.05), noise, dull)) < 0.05
 
 
 def test_whatever_titles_hold_the_page_is_inert_and_the_files_are_safe(tmp_path: Path):

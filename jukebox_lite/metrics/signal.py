@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 SILENCE_DB = -120.0  # the decibels of silence, for which the logarithm has none
+HELD_SECONDS = 0.2  # a strongest partial that stays as long is a held tone
 _FULL_SCALE = 1 - 2**-15  # the largest value of 16-bit audio
 
 
@@ -39,3 +40,19 @@ def power_spectrogram(audio: Tensor, sample_rate: int, max_frames: int = 1200) -
     window = torch.hann_window(size)
     spectrum = torch.stft(audio, size, hop, window=window, center=False, return_complex=True)  # [C, F, frames]
     return spectrum.abs().square().mean(0) * (4 / (size * window.square().sum()))
+
+
+def held_share(audio: Tensor, sample_rate: int) -> float:
+    """Share of the time of audio [C, N] in which the strongest partial of 100 to 4,000 Hz is one held tone.
+
+    Held is what moves by less than 0.6 semitones from one frame to the next, for HELD_SECONDS or longer. Noise of
+    whatever spectrum has next to nothing of it; a chorale has about 0.8.
+    """
+    size = 2 ** round(math.log2(sample_rate * 0.093))
+    hop, bin_hz = size // 4, sample_rate / size
+    spectrum = torch.stft(audio.float().mean(0), size, hop, window=torch.hann_window(size), return_complex=True).abs()
+    lowest, highest = round(100 / bin_hz), round(4000 / bin_hz)
+    strongest = spectrum[lowest:highest].argmax(0) + lowest
+    moved = (12 * torch.log2(strongest[1:] / strongest[:-1])).abs() >= 0.6
+    runs = torch.bincount(torch.cat([torch.zeros(1, dtype=torch.int64), moved.cumsum(0)]))
+    return float(runs[runs * hop >= HELD_SECONDS * sample_rate].sum() / runs.sum())
