@@ -32,7 +32,7 @@ from jukebox_lite.progress import progress
 
 SAMPLE_RATE = 44_100
 ODD_PIECES = (30_011, 333_333, 1_000_003)  # samples
-RISE = 10.0  # percent of the minute's peak; the allocator alone makes some
+RISE = 5.0  # percent of the minute's peak; the allocator alone makes some
 
 
 def main() -> None:
