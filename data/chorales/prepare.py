@@ -1,11 +1,10 @@
 """Renders the Bach chorales that the examples learn from; training does the same when they are missing."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from jukebox_lite.datasets.chorales import Chorales
-from jukebox_lite.errors import InputError
+from jukebox_lite.errors import told_in_one_line
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
@@ -14,9 +13,5 @@ if __name__ == "__main__":
         "--folder", default=str(Path(__file__).parent / "songs"), help="where it goes (default: %(default)s)"
     )
     chosen = parser.parse_args()
-    try:
+    with told_in_one_line():
         print(Chorales(chosen.folder, chosen.folder, chosen.minutes).summary())
-    except InputError as error:
-        sys.exit(str(error))
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on from here")

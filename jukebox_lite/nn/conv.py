@@ -1,7 +1,7 @@
 """Strided convolutions and dilated residual stacks between a waveform and a level's latent (Jukebox, appendix B.1).
 
 Inside, a sequence [B, D, T] is an image of height 1, [B, D, 1, T], its features side by side in memory (channels
-last): on a CPU such convolutions take a half to a quarter of the time of torch's Conv1d, forward and backward.
+last): on a CPU such convolutions take less time than torch's Conv1d, down to a quarter of it at the narrow widths.
 Residual stacks, which are nearly all of the work, go through time in pieces there (nn/residual.py).
 """
 

@@ -5,13 +5,12 @@ python -m jukebox_lite.training.codes decode runs/vqvae codes.safetensors song.w
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
 
 from jukebox_lite.codecs.pieces import PIECE_SAMPLES
-from jukebox_lite.errors import InputError
+from jukebox_lite.errors import InputError, told_in_one_line
 from jukebox_lite.generation.streams import decode_file, encode_file
 from jukebox_lite.training.load import load_codec
 
@@ -30,13 +29,8 @@ def main() -> None:
     decode.add_argument("--level", help="the level to hear")
     decode.add_argument("--song", type=int, default=1, help="which song of the file, from 1")
     arguments = parser.parse_args()
-    try:
+    with told_in_one_line():
         run(arguments)
-    except InputError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -24,7 +24,7 @@ from jukebox_lite.audio import read
 from jukebox_lite.codecs.base import Codec
 from jukebox_lite.codecs.pieces import Reconstruction, reconstruct_in_pieces
 from jukebox_lite.datasets.songs import Song, Songs
-from jukebox_lite.errors import InputError
+from jukebox_lite.errors import InputError, told_in_one_line
 from jukebox_lite.files import write_text
 from jukebox_lite.generation.plots import draw_bars, draw_spectra, draw_spectrograms
 from jukebox_lite.metrics.bitrate import bitrate
@@ -188,13 +188,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help="from the beginning of each song; all of it if not given")
     parser.add_argument("--held-out", action="store_true", help="only the songs that training would hold out")
     parser.add_argument("--out", type=Path, help="where to write; else RUN/evaluation/<name of the folder>")
-    try:
+    with told_in_one_line():
         run(parser.parse_args())
-    except InputError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
 
 
 def run(arguments: argparse.Namespace) -> None:

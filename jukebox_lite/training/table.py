@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from jukebox_lite.errors import InputError
+from jukebox_lite.errors import InputError, told_in_one_line
 from jukebox_lite.training.run import leaves
 
 
@@ -81,10 +80,8 @@ def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="a folder of runs, at any depth")
-    try:
+    with told_in_one_line():
         _show(read_rows(parser.parse_args().folder), Console())
-    except InputError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
