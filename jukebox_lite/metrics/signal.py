@@ -46,7 +46,7 @@ def held_share(audio: Tensor, sample_rate: int) -> float:
     """Share of the time of audio [C, N] in which the strongest partial of 100 to 4,000 Hz is one held tone.
 
     Held is what moves by less than 0.6 semitones from one frame to the next, for HELD_SECONDS or longer. Noise of
-    whatever spectrum has next to nothing of it; a chorale has about 0.8.
+    whatever spectrum has next to nothing of it, a chorale about 0.8, and a drone all: look at a spectrogram too.
     """
     size = 2 ** round(math.log2(sample_rate * 0.093))
     hop, bin_hz = size // 4, sample_rate / size
