@@ -24,7 +24,7 @@ from torch import Tensor
 
 from jukebox_lite import config
 from jukebox_lite.interop import openai
-from jukebox_lite.losses import MagnitudeDistance, WaveformL2, WeightedSum
+from jukebox_lite.losses import MagnitudeDistance, WaveformL2, WeightedTerms, weighted_sum
 
 try:
     from transformers import DacConfig, DacModel, EncodecConfig, EncodecModel
@@ -181,17 +181,17 @@ def encodec(folder: Path) -> Peer:
     return Peer(folder, EncodecModel(EncodecConfig()))
 
 
-def jukebox_loss() -> WeightedSum:
+def jukebox_loss() -> WeightedTerms:
     """What both learn by: the squared error and OpenAI's magnitudes of several resolutions."""
     several = MagnitudeDistance([[2048, 240, 1200], [1024, 120, 600], [512, 50, 240]], norm=37.0)
-    return WeightedSum({"l2": WaveformL2(power=0.03), "multispectral": several}, {"l2": 1.0, "multispectral": 1.0})
+    return WeightedTerms({"l2": WaveformL2(power=0.03), "multispectral": several}, {"l2": 1.0, "multispectral": 1.0})
 
 
 def descend(
-    loss: WeightedSum, heard: dict[str, Tensor], audio: Tensor, penalty: Tensor, model: torch.nn.Module
+    loss: WeightedTerms, heard: dict[str, Tensor], audio: Tensor, penalty: Tensor, model: torch.nn.Module
 ) -> dict[str, Tensor]:
     """The loss [] and its gradients' norm []."""
-    total = torch.stack([each for each, _ in loss(heard, audio).values()]).sum() + penalty
+    total = torch.stack([weighted_sum(terms) for terms in loss(heard, audio).values()]).sum() + penalty
     model.zero_grad()
     total.backward()
     norms = [parameter.grad.norm() for parameter in model.parameters() if parameter.grad is not None]

@@ -62,6 +62,7 @@ class TrainConfig:
     seed: int
     codec: dict
     quantizer: dict
+    discriminator: dict
     loss: dict
     prior: dict
     mixer: dict

@@ -3,6 +3,7 @@
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from einops import rearrange
@@ -184,7 +185,18 @@ class MidSide(ReconstructionLoss):
         return (middle + side) / 2
 
 
-class WeightedSum(nn.Module):
+@dataclass(frozen=True)
+class Term:
+    """One loss of a reconstruction, and how much it counts."""
+
+    value: Tensor  # []
+    weight: float
+
+
+Terms = dict[str, Term]  # loss -> term
+
+
+class WeightedTerms(nn.Module):
     """Several losses of one reconstruction, by name, each with its weight.
 
     A weight is one number, or one by level name: a coarse level may be spared the phase, which its few codes cannot
@@ -197,13 +209,9 @@ class WeightedSum(nn.Module):
             raise InputError(f"loss: terms {sorted(terms)} and weights {sorted(weights)} must name the same losses")
         self.terms, self.weights = nn.ModuleDict(terms), weights
 
-    def forward(self, predictions: Mapping[str, Tensor], target: Tensor) -> dict[str, tuple[Tensor, dict[str, Tensor]]]:
-        """Each level's audio [B, C, N] and the target's -> by level, the weighted sum [] and its terms [] unweighted.
-
-        All in full precision.
-        """
-        values: dict[str, dict[str, Tensor]] = {level: {} for level in predictions}
-        totals = {level: target.new_zeros((), dtype=torch.float32) for level in predictions}
+    def forward(self, predictions: Mapping[str, Tensor], target: Tensor) -> dict[str, Terms]:
+        """Each level's audio [B, C, N] and the target's -> its terms by level, all in full precision."""
+        found: dict[str, Terms] = {level: {} for level in predictions}
         with torch.autocast(target.device.type, enabled=False):
             for name, term in self.terms.items():
                 weights = {level: _at(name, self.weights[name], level) for level in predictions}
@@ -214,9 +222,30 @@ class WeightedSum(nn.Module):
                 for level, weight in weights.items():
                     if weight:
                         value = term.distance(term.features(predictions[level].float()), wanted)
-                        totals[level] = totals[level] + weight * value
-                        values[level][name] = value
-        return {level: (totals[level], values[level]) for level in predictions}
+                        found[level][name] = Term(value, weight)
+        return found
+
+
+def weighted_sum(terms: Terms) -> Tensor:
+    """Terms -> []"""
+    return torch.stack([term.weight * term.value for term in terms.values()]).sum()
+
+
+def balanced_sum(terms: Terms, prediction: Tensor) -> Tensor:
+    """Terms of a prediction [B, C, N] -> [], their weighted sum, but with other gradients (EnCodec, section 3.4).
+
+    A term's gradient with respect to the prediction is scaled to a norm of its share of the weights, whatever its
+    own was: weights then say what counts, not the losses' units. EnCodec divides by moving averages of the norms, here
+    it is by those of the batch itself, so that there is nothing to save or to share between processes.
+    """
+    whole, pull = sum(term.weight for term in terms.values()), torch.zeros_like(prediction, dtype=torch.float32)
+    with torch.autocast(prediction.device.type, enabled=False):
+        for term in terms.values():
+            (gradient,) = torch.autograd.grad(term.value, prediction, retain_graph=True)
+            gradient = gradient.float()
+            pull = pull + term.weight / whole * gradient / gradient.norm().clamp(min=1e-12)
+        surrogate = (prediction.float() * pull).sum()
+    return weighted_sum(terms).detach() + surrogate - surrogate.detach()
 
 
 def _power(audio: Tensor, floor: float) -> Tensor:

@@ -12,7 +12,7 @@ from jukebox_lite.codecs.pieces import decode_in_pieces, encode_in_pieces, padde
 from jukebox_lite.codecs.quantizers import VQ
 from jukebox_lite.codecs.vqvae import HierarchicalVQVAE
 from jukebox_lite.errors import InputError
-from jukebox_lite.nn.conv import Decoder, Encoder
+from jukebox_lite.nn.conv import Decoder, Encoder, ResidualStack, Snake
 
 
 def small(channels: int = 1) -> HierarchicalVQVAE:
@@ -150,3 +150,21 @@ def test_an_odd_stride_is_refused():
     """Odd strides would not divide the length exactly; the message names the setting."""
     with pytest.raises(InputError, match="codec.strides: 3 is odd"):
         HierarchicalVQVAE(8000, {"top": [3]}, 8, 1, 4, partial(VQ, codebook_size=8))
+
+
+def test_snake_goes_on_with_what_repeats():
+    """x + sin^2, the slope 1 at 0; its frequencies are learnt, one a feature, and a codec of it trains."""
+    snake = Snake(3)
+    with torch.no_grad():
+        snake.alpha.copy_(torch.tensor([1.0, 2.0, 0.5])[:, None, None])
+    x = torch.randn(2, 3, 1, 50)
+    for index, alpha in enumerate((1.0, 2.0, 0.5)):
+        torch.testing.assert_close(snake(x)[:, index], x[:, index] + (alpha * x[:, index]).sin() ** 2 / alpha)
+    period = torch.pi / torch.tensor([1.0, 2.0, 0.5])[:, None, None]
+    torch.testing.assert_close(snake(x + period), snake(x) + period, rtol=1e-4, atol=1e-5)
+    stack = ResidualStack(3, 3, [1, 3], "snake")
+    stack(x).sum().backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in stack.parameters())
+    assert sum(isinstance(each, Snake) for each in stack.modules()) == 4
+    with pytest.raises(InputError, match="codec.activation=gelu: give one of relu, snake"):
+        ResidualStack(3, 3, [1], "gelu")

@@ -10,6 +10,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -292,12 +293,12 @@ def test_a_temperature_can_be_told_per_level(world: World):
 # --- stopped and resumed -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["codec", "prior"])
+@pytest.mark.parametrize("kind", ["codec", "adversarial", "prior"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_a_run_cut_off_in_a_step_resumes_to_the_same_bits(world: World, kind: str, number: int, code: int):
     """By the same command, after SIGTERM as after kill -9; the metrics are those of a run never stopped."""
     settings = ("trainer.max_steps=5", "trainer.checkpoint_every=2")
-    make = world.codec if kind == "codec" else lambda *arguments: world.prior("middle", *arguments)
+    make = {"codec": world.codec, "adversarial": world.adversarial, "prior": partial(world.prior, "middle")}[kind]
     whole, cut = f"whole-{kind}", f"cut-{kind}-{number}"
     assert command("train.py", *make(f"name={whole}", *settings)).code == 0
     assert child(signalled, make(f"name={cut}", *settings), 2, number) == code

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import ROOT, World, finish, music, start
@@ -23,7 +24,8 @@ learn = Learner.learn
 
 def watched(self, *arguments):
     amount = learn(self, *arguments)
-    state = {name: value.clone() for name, value in self.task.models["codec"].state_dict().items()}
+    models = self.task.models.items()
+    state = {f"{model}.{name}": value.clone() for model, each in models for name, value in each.state_dict().items()}
     save_file(state, Path("{folder}") / f"{self.step}-{self.fabric.global_rank}.safetensors")
     return amount
 
@@ -33,7 +35,8 @@ exec(compile(Path("{root}/train.py").read_text(), "{root}/train.py", "exec"))  #
 """
 
 
-def test_two_processes_learn_one_codec(tmp_path: Path):
+@pytest.mark.parametrize("kind", ["codec", "adversarial"])
+def test_two_processes_learn_one_codec(tmp_path: Path, kind: str):
     """Their codebooks, first drawn by k-means over both halves of the batch, and their weights agree after every step;
     they see different music, and leave one run folder that tells of one start.
     """
@@ -42,13 +45,15 @@ def test_two_processes_learn_one_codec(tmp_path: Path):
     script, seen = tmp_path / "watched.py", tmp_path / "seen"
     seen.mkdir()
     script.write_text(WATCHED.replace("{folder}", str(seen)).replace("{root}", str(ROOT)))
-    done = finish(start(script, *world.codec("name=both", "trainer.devices=2", "trainer.strategy=ddp")))
+    done = finish(start(script, *getattr(world, kind)("name=both", "trainer.devices=2", "trainer.strategy=ddp")))
     assert done.code == 0, done.err
     assert "2 x cpu" in done.err and done.err.count("step 4/4") == 1
     for step in (1, 4):
         one, other = (load_file(seen / f"{step}-{rank}.safetensors") for rank in (0, 1))
         assert [name for name in one if not torch.equal(one[name], other[name])] == []
-    embeds = [load_file(seen / f"{step}-0.safetensors")["quantizers.bottom.vq._codebook.embed"] for step in (1, 4)]
+    embeds = [
+        load_file(seen / f"{step}-0.safetensors")["codec.quantizers.bottom.vq._codebook.embed"] for step in (1, 4)
+    ]
     assert not torch.equal(*embeds)
     assert [path.name for path in world.runs.iterdir()] == ["both"]
     assert [line["step"] for line in table.metrics(world.runs / "both")] == [1, 2, 3, 4]

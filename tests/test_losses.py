@@ -7,7 +7,7 @@ import pytest
 import scipy.signal
 import torch
 
-from jukebox_lite.losses import MultiResolutionSTFT, WaveformL2, WeightedSum
+from jukebox_lite.losses import MultiResolutionSTFT, Term, WaveformL2, WeightedTerms, balanced_sum, weighted_sum
 from jukebox_lite.metrics.codecs import code_histogram, code_use, decibels, perplexity, spectral_convergence
 
 
@@ -42,29 +42,49 @@ def test_stft_loss_equals_scipys():
 def test_losses_and_their_gradients_are_finite_on_silence(scale: float):
     """Digital silence, in the target or everywhere, gives no infinite loss or gradient."""
     prediction = (scale * noise(1, 1, 4096)).requires_grad_()
-    loss = WeightedSum({"l2": WaveformL2(), "stft": MultiResolutionSTFT([512, 128])}, {"l2": 1.0, "stft": 1.0})
-    total, terms = loss({"top": prediction}, torch.zeros(1, 1, 4096))["top"]
+    loss = WeightedTerms({"l2": WaveformL2(), "stft": MultiResolutionSTFT([512, 128])}, {"l2": 1.0, "stft": 1.0})
+    terms = loss({"top": prediction}, torch.zeros(1, 1, 4096))["top"]
+    total = weighted_sum(terms)
     total.backward()
     assert total.isfinite() and prediction.grad.isfinite().all()
     assert set(terms) == {"l2", "stft"}
 
 
 def test_a_weighted_sum_weighs():
-    """The total is the weighted sum of the terms it returns."""
-    loss = WeightedSum({"l2": WaveformL2(), "stft": MultiResolutionSTFT([128])}, {"l2": 2.0, "stft": 0.5})
-    total, terms = loss({"top": noise(1, 1, 2048, seed=1)}, noise(1, 1, 2048, seed=2))["top"]
-    assert total.item() == pytest.approx(2 * terms["l2"].item() + 0.5 * terms["stft"].item())
+    """Each term comes with its weight, and the sum heeds it."""
+    loss = WeightedTerms({"l2": WaveformL2(), "stft": MultiResolutionSTFT([128])}, {"l2": 2.0, "stft": 0.5})
+    terms = loss({"top": noise(1, 1, 2048, seed=1)}, noise(1, 1, 2048, seed=2))["top"]
+    expected = 2 * terms["l2"].value.item() + 0.5 * terms["stft"].value.item()
+    assert weighted_sum(terms).item() == pytest.approx(expected)
+
+
+def test_balanced_gradients_are_shares_of_the_weights():
+    """A term in other units pulls as before; the sum is still the weighted sum; nothing else is left a gradient."""
+    target, gradients = noise(1, 1, 2048, seed=2), []
+    for unit in (1.0, 1000.0):
+        latent = noise(1, 1, 2048, seed=1).requires_grad_()
+        prediction = 1 * latent
+        away = (prediction - target).abs().mean() * unit
+        terms = {"l2": Term((prediction - target).square().mean(), 1.0), "l1": Term(away, 3.0)}
+        total = balanced_sum(terms, prediction)
+        assert total.item() == pytest.approx(weighted_sum(terms).item())
+        total.backward()
+        gradients.append(latent.grad)
+    torch.testing.assert_close(gradients[0], gradients[1])
+    error = prediction.detach() - target
+    expected = 0.25 * error / error.norm() + 0.75 * error.sign() / error.sign().norm()
+    torch.testing.assert_close(gradients[0], expected)
 
 
 def test_weights_may_differ_by_level():
     """A level is judged by its own weights; what weighs nothing there is not computed."""
-    loss = WeightedSum(
+    loss = WeightedTerms(
         {"l2": WaveformL2(), "stft": MultiResolutionSTFT([128])}, {"l2": {"top": 0.0, "bottom": 1.0}, "stft": 1.0}
     )
     found, wanted = noise(1, 1, 2048, seed=1), noise(1, 1, 2048, seed=2)
-    (top, top_terms), (bottom, bottom_terms) = loss({"top": found, "bottom": found}, wanted).values()
-    assert set(top_terms) == {"stft"} and set(bottom_terms) == {"l2", "stft"}
-    assert bottom.item() == pytest.approx(top.item() + bottom_terms["l2"].item())
+    top, bottom = loss({"top": found, "bottom": found}, wanted).values()
+    assert set(top) == {"stft"} and set(bottom) == {"l2", "stft"}
+    assert weighted_sum(bottom).item() == pytest.approx(weighted_sum(top).item() + bottom["l2"].value.item())
 
 
 def test_spectral_convergence_by_hand():

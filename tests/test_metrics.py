@@ -13,7 +13,7 @@ from jukebox_lite.errors import InputError
 from jukebox_lite.levels import Level
 from jukebox_lite.losses import MidSide, MultiScaleMel, WaveformL1, WaveformL2, mel_filters
 from jukebox_lite.metrics.bitrate import bitrate
-from jukebox_lite.metrics.distances import measure, mel_distance, si_sdr, stft_distance
+from jukebox_lite.metrics.distances import measure, mel_distance, panning_error, si_sdr, stft_distance
 
 RATE = 44_100
 
@@ -63,6 +63,18 @@ def test_spectral_distances_by_hand():
     assert stft_distance(wanted, wanted).item() == mel_distance(wanted, wanted, RATE).item() == 0
 
 
+def test_panning_error_by_hand():
+    """Kept 0, to the middle 1, across 2, one of two equal tones to the middle 0.5; loudness is no matter."""
+    time = torch.arange(44100) / 44100
+    low, high = (torch.sin(2 * math.pi * pitch * time) for pitch in (430.6640625, 4306.640625))  # bins 20 and 200
+    hard = torch.stack([low, high])[None]
+    assert panning_error(0.1 * hard, hard).item() == pytest.approx(0, abs=1e-4)
+    assert panning_error(hard.mean(1, keepdim=True).expand(-1, 2, -1), hard).item() == pytest.approx(1, abs=1e-3)
+    assert panning_error(hard.flip(1), hard).item() == pytest.approx(2, abs=1e-3)
+    half = torch.stack([low + high / 2, high / 2])[None]
+    assert panning_error(half, hard).item() == pytest.approx(0.5, abs=1e-3)
+
+
 def test_si_sdr_is_auralosss():
     """The mean over clips in dB; the means of the signals are taken off."""
     found, wanted = noise(3, 1, 5000, seed=1) + 0.1, noise(3, 1, 5000, seed=2)
@@ -92,7 +104,7 @@ def test_what_is_measured_is_finite(scale: float):
     for prediction in (torch.zeros(2, 2, 8192), noise(2, 2, 8192).bfloat16()):
         with torch.autocast("cpu", torch.bfloat16):
             figures = measure(prediction, scale * noise(2, 2, 8192), RATE)
-        assert set(figures) == {"spectral_convergence", "mel_distance", "stft_distance", "si_sdr"}
+        assert set(figures) == {"spectral_convergence", "mel_distance", "stft_distance", "si_sdr", "panning_error"}
         assert all(value.isfinite() and value.ndim == 0 and value.dtype == torch.float32 for value in figures.values())
 
 

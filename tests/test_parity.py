@@ -21,7 +21,15 @@ from jukebox_lite.codecs.jukebox_vq import JukeboxVQ
 from jukebox_lite.codecs.vqvae import HierarchicalVQVAE
 from jukebox_lite.errors import InputError
 from jukebox_lite.interop import openai
-from jukebox_lite.losses import MagnitudeDistance, ReconstructionLoss, WaveformL1, WaveformL2, WaveformTopK, WeightedSum
+from jukebox_lite.losses import (
+    MagnitudeDistance,
+    ReconstructionLoss,
+    WaveformL1,
+    WaveformL2,
+    WaveformTopK,
+    WeightedTerms,
+    weighted_sum,
+)
 
 FOLDERS = [Path(__file__).parent / "fixtures" / "openai"]
 if "JUKEBOX_GOLDEN" in os.environ:
@@ -131,10 +139,10 @@ def test_a_training_step_is_the_originals(golden: Golden):
         quantizer.draw = lambda latents, rows=rows: latents[rows]  # the same random choice
     weights: dict[str, float | dict[str, float]] = {key.removeprefix("lmix_"): LMIX[key] for key in LMIX}
     weights |= {key: golden.hps[key] for key in ("spectral", "multispectral")}
-    loss = WeightedSum({key: term for key, term in losses(golden.hps).items() if key in weights}, weights)
+    loss = WeightedTerms({key: term for key, term in losses(golden.hps).items() if key in weights}, weights)
     output = codec(audio)
     by_level = loss({name: reconstruction for name, (reconstruction, _) in output.items()}, audio)
-    total = torch.stack([by_level[name][0] + output[name][1].loss for name in levels]).sum()
+    total = torch.stack([weighted_sum(by_level[name]) + output[name][1].loss for name in levels]).sum()
     assert total.item() == pytest.approx(figures["train_metrics"]["loss"], rel=1e-5)
     total.backward()
     check_gradients(codec, golden)

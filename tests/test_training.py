@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from jukebox_lite.errors import InputError
-from jukebox_lite.tasks import Listening, Metrics, Models, Task, Update
+from jukebox_lite.tasks.base import Listening, Metrics, Models, Task, Update
 from jukebox_lite.training import checkpoint
 from jukebox_lite.training.averages import averaged, follow
 from jukebox_lite.training.learner import seed_torch
@@ -73,7 +73,7 @@ class Regression(Task):
         """Rows."""
         return len(batch)
 
-    def step(self, models: Models, batch: Tensor, update: Update) -> Metrics:
+    def step(self, models: Models, batch: Tensor, step: int, update: Update) -> Metrics:  # noqa: ARG002
         """Descend."""
         self.spoil(next(self.calls))
         loss = models["model"].loss(batch)
@@ -98,7 +98,7 @@ class Game(Regression):
         super().__init__(spoil)
         self.models["critic"] = nn.Linear(4, 1)
 
-    def step(self, models: Models, batch: Tensor, update: Update) -> Metrics:
+    def step(self, models: Models, batch: Tensor, step: int, update: Update) -> Metrics:  # noqa: ARG002
         """The model learns to please the critic as it is; then the critic learns from what the model made."""
         self.spoil(next(self.calls))
         made = models["model"](batch)
@@ -189,12 +189,11 @@ def test_another_seed_is_another_run(tmp_path: Path) -> None:
         assert_same(tmp_path / "0", tmp_path / "1")
 
 
-@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # the critic takes no step
 def test_two_players_learn_from_their_own_losses_only(tmp_path: Path) -> None:
     """The model's loss passes through the critic and leaves no trace in it."""
 
     class Still(Game):
-        def step(self, models: Models, batch: Tensor, update: Update) -> Metrics:
+        def step(self, models: Models, batch: Tensor, step: int, update: Update) -> Metrics:  # noqa: ARG002
             update("model", models["critic"](models["model"](batch)).mean())
             return {}
 
@@ -401,9 +400,9 @@ def test_bf16_reaches_methods_besides_forward(tmp_path: Path) -> None:
     seen = []
 
     class Watching(Regression):
-        def step(self, models: Models, batch: Tensor, update: Update) -> Metrics:
+        def step(self, models: Models, batch: Tensor, step: int, update: Update) -> Metrics:
             models["model"].linear.register_forward_hook(lambda _m, _i, output: seen.append(output.dtype))
-            return super().step(models, batch, update)
+            return super().step(models, batch, step, update)
 
     trainer(precision="bf16-mixed", max_steps=1).fit(Watching(), tmp_path, seed=0)
     assert set(seen) == {torch.bfloat16}

@@ -22,7 +22,10 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from safetensors.torch import load_file
 
-from jukebox_lite.tasks import CodecTask, Metrics, Models, PriorTask, Task, Update
+from jukebox_lite.tasks.adversarial import AdversarialCodecTask
+from jukebox_lite.tasks.base import Metrics, Models, Task, Update
+from jukebox_lite.tasks.codec import CodecTask
+from jukebox_lite.tasks.prior import PriorTask
 from jukebox_lite.training import checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -166,6 +169,12 @@ class World:
         """Arguments of train.py for a codec."""
         return (*CODEC, *SHORT, *self.places, f"data.root={data or self.folder / 'music'}", *arguments)
 
+    def adversarial(self, *arguments: str) -> tuple[str, ...]:
+        """Arguments of train.py for a codec that has a discriminator from its third step on."""
+        return self.codec(
+            "task=adversarial_codec", "task.start=2", "discriminator.dim=1", "discriminator.fft_sizes=[256]", *arguments
+        )
+
     def prior(self, level: str, *arguments: str, data: Path | None = None) -> tuple[str, ...]:
         """Arguments of train.py for a prior of the world's codec."""
         root = f"data.root={data or self.folder / 'music'}"
@@ -205,10 +214,10 @@ def child(function: Callable[..., object], *arguments: object) -> int:
 def signalled(arguments: tuple[str, ...], call: int, number: int) -> None:
     """train.py, sending itself a signal in the middle of a step: the weights have moved, their averages have not."""
     calls = itertools.count()
-    for task in (CodecTask, PriorTask):
+    for task in (CodecTask, AdversarialCodecTask, PriorTask):
 
-        def step(self: Task, models: Models, batch: Any, update: Update, plain: Any = task.step) -> Metrics:
-            metrics = plain(self, models, batch, update)
+        def step(self: Task, models: Models, batch: Any, step: int, update: Update, plain: Any = task.step) -> Metrics:
+            metrics = plain(self, models, batch, step, update)
             if next(calls) == call:
                 os.kill(os.getpid(), number)
             return metrics

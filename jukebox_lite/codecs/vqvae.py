@@ -21,7 +21,7 @@ class HierarchicalVQVAE(Codec):
     `strides` names the levels, coarse to fine, and what each adds to the finer ones: {top: [2, 2], bottom: [2, 2, 2]}
     gives hops of 32 and 8. `multipliers` scale both width and depth of a level's stacks; 1 where not named.
     Dilations grow by `dilation_growth` from one residual convolution to the next, and begin again every
-    `dilation_cycle`; inside, they are `inner_factor` as wide as the stack.
+    `dilation_cycle`; inside, they are `inner_factor` as wide as the stack. `activation` is relu or snake.
     """
 
     def __init__(
@@ -36,6 +36,7 @@ class HierarchicalVQVAE(Codec):
         dilation_growth: int = 3,
         dilation_cycle: int | None = None,
         inner_factor: float = 1.0,
+        activation: str = "relu",
         multipliers: dict[str, int] | None = None,
     ):
         super().__init__()
@@ -50,7 +51,7 @@ class HierarchicalVQVAE(Codec):
         for name, groups in stages(strides):
             scale = (multipliers or {}).get(name, 1)
             dilations = [dilation_growth ** (i % (dilation_cycle or depth * scale)) for i in range(depth * scale)]
-            shape = (channels, latent_dim, dim * scale, int(dim * scale * inner_factor), dilations, groups)
+            shape = (channels, latent_dim, dim * scale, int(dim * scale * inner_factor), dilations, groups, activation)
             encoder, decoder, codebooks = Encoder(*shape), Decoder(*shape), quantizer(dim=latent_dim)
             self.encoders[name], self.decoders[name], self.quantizers[name] = encoder, decoder, codebooks
             hop_length = prod(prod(group) for group in groups)

@@ -3,6 +3,7 @@
 from functools import cache
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from jukebox_lite.losses import magnitude, mel_filters
@@ -16,16 +17,17 @@ _SILENCE = 1e-10  # mean square of a clip that has no ratio of signal to distort
 def measure(prediction: Tensor, target: Tensor, sample_rate: int) -> dict[str, Tensor]:
     """Audio [B, C, N] twice -> spectral convergence (a ratio), mel and STFT distance, SI-SDR in dB, each [].
 
-    All in full precision. Lower is better, but for SI-SDR.
+    Of stereo the panning as well. All in full precision. Lower is better, but for SI-SDR.
     """
     with torch.autocast(target.device.type, enabled=False):
         prediction, target = prediction.float(), target.float()
-        return {
+        figures = {
             "spectral_convergence": spectral_convergence(prediction, target),
             "mel_distance": mel_distance(prediction, target, sample_rate),
             "stft_distance": stft_distance(prediction, target),
             "si_sdr": si_sdr(prediction, target),
         }
+        return figures | ({"panning_error": panning_error(prediction, target)} if target.shape[1] == 2 else {})
 
 
 def stft_distance(prediction: Tensor, target: Tensor) -> Tensor:
@@ -61,6 +63,30 @@ def si_sdr(prediction: Tensor, target: Tensor) -> Tensor:
     scaled = wanted * ((found * wanted).sum(1) / wanted.square().sum(1).clamp(min=1e-12))[:, None]
     ratio = scaled.square().sum(1) / (found - scaled).square().sum(1).clamp(min=1e-12)
     return (10 * ratio.clamp(min=1e-8).log10() * loud).sum() / loud.sum().clamp(min=1)
+
+
+def panning_error(prediction: Tensor, target: Tensor) -> Tensor:
+    """Stereo [B, 2, N] twice -> [], how far a side is off: 0 as it was, 1 where hard left is the middle, 2 across.
+
+    The mean of |p - p'| over windows of 2048 and frequencies, weighted by the target's power there; p, the panning of
+    Avendano and Jot (2004) with its sign, is (|R|^2 - |L|^2) / (|R|^2 + |L|^2): -1 where all is left.
+    """
+    found, wanted = (_powers(audio) for audio in (prediction, target))
+    weight = wanted.sum(1)
+    off = (_side(found) - _side(wanted)).abs()
+    return (off * weight).sum() / weight.sum().clamp(min=_SILENCE)
+
+
+def _powers(stereo: Tensor) -> Tensor:
+    """[B, 2, N] -> [B, 2, frequencies, frames]"""
+    power = magnitude(stereo, _window(2048, stereo)).square()
+    return rearrange(power, "(b c) f t -> b c f t", c=2)
+
+
+def _side(power: Tensor) -> Tensor:
+    """Left and right [B, 2, F, T] -> [B, F, T], from -1 to 1; 0 where there is nothing."""
+    left, right = power.unbind(1)
+    return (right - left) / (right + left).clamp(min=_SILENCE)
 
 
 def _spectral(found: Tensor, wanted: Tensor) -> Tensor:

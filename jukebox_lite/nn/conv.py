@@ -6,12 +6,14 @@ Residual stacks, which are nearly all of the work, go through time in pieces the
 """
 
 from collections.abc import Sequence
+from functools import partial
 from math import prod
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from jukebox_lite.errors import InputError
 from jukebox_lite.nn.residual import image, residuals, rows
 
 
@@ -25,28 +27,53 @@ def conv_transpose(dim: int, out_dim: int, stride: int) -> nn.ConvTranspose2d:
     return nn.ConvTranspose2d(dim, out_dim, (1, 2 * stride), (1, stride), (0, stride // 2))
 
 
-class ResidualConv(nn.Module):
-    """x + conv1(relu(conv3(relu(x)))), the inner convolution dilated. [B, D, 1, T] -> [B, D, 1, T]."""
+class Snake(nn.Module):
+    """x + sin(alpha x)^2 / alpha: what repeats in x it can go on with, a rectifier cannot (Ziyin et al. 2020).
 
-    def __init__(self, dim: int, inner_dim: int, dilation: int):
+    alpha, the frequency, is learnt for every feature, from 1 (DAC, Kumar et al. 2023, section 3.1).
+    """
+
+    def __init__(self, dim: int):
         super().__init__()
+        self.alpha = nn.Parameter(torch.ones(dim, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, D, 1, T] -> [B, D, 1, T]"""
+        return x + (self.alpha * x).sin().square() / self.alpha.clamp(min=1e-4)
+
+
+def activation(name: str, dim: int) -> nn.Module:
+    """The function between convolutions, by its name."""
+    kinds = {"relu": nn.ReLU, "snake": partial(Snake, dim)}
+    if name not in kinds:
+        raise InputError(f"codec.activation={name}: give one of {', '.join(kinds)}")
+    return kinds[name]()
+
+
+class ResidualConv(nn.Module):
+    """x + conv1(f(conv3(f(x)))), the inner convolution dilated; f the activation. [B, D, 1, T] -> [B, D, 1, T]."""
+
+    def __init__(self, dim: int, inner_dim: int, dilation: int, function: str):
+        super().__init__()
+        self.before, self.between = activation(function, dim), activation(function, inner_dim)
         self.dilated = conv(dim, inner_dim, 3, padding=dilation, dilation=dilation)
         self.pointwise = conv(inner_dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.pointwise(torch.relu(self.dilated(torch.relu(x))))
+        return x + self.pointwise(self.between(self.dilated(self.before(x))))
 
 
 class ResidualStack(nn.Sequential):
     """Residual convolutions of these dilations, one after the other. [B, D, 1, T] -> [B, D, 1, T]."""
 
-    def __init__(self, dim: int, inner_dim: int, dilations: Sequence[int]):
-        super().__init__(*(ResidualConv(dim, inner_dim, dilation) for dilation in dilations))
+    def __init__(self, dim: int, inner_dim: int, dilations: Sequence[int], function: str = "relu"):
+        super().__init__(*(ResidualConv(dim, inner_dim, dilation, function) for dilation in dilations))
+        self.rectifies = function == "relu"
 
     def forward(self, x: Tensor) -> Tensor:
-        """The same numbers in pieces where they are faster: on a CPU, in full precision and uncompiled."""
+        """The same numbers in pieces where they are faster: rectified, on a CPU, in full precision and uncompiled."""
         plain = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        if x.device.type != "cpu" or not plain or torch.compiler.is_compiling():
+        if not self.rectifies or x.device.type != "cpu" or not plain or torch.compiler.is_compiling():
             return super().forward(x)
         return image(residuals(rows(x), list(self.parameters()), self.dilations))
 
@@ -82,6 +109,7 @@ class Encoder(ConvStack):
         inner_dim: int,
         dilations: Sequence[int],
         strides: Sequence[Sequence[int]],
+        function: str = "relu",
     ):
         super().__init__()
         self.halo = 0  # samples to either side of its own hop that a latent depends on
@@ -89,7 +117,7 @@ class Encoder(ConvStack):
         for group in strides:
             for stride in group:
                 self.append(conv(width, dim, 2 * stride, stride, stride // 2))
-                self.append(ResidualStack(dim, inner_dim, dilations))
+                self.append(ResidualStack(dim, inner_dim, dilations, function))
                 self.halo += stride // 2 * hop
                 hop, width = hop * stride, dim
                 self.halo += sum(dilations) * hop
@@ -108,6 +136,7 @@ class Decoder(ConvStack):
         inner_dim: int,
         dilations: Sequence[int],
         strides: Sequence[Sequence[int]],
+        function: str = "relu",
     ):
         super().__init__()
         self.halo = 1  # samples to either side from which a stretch of audio takes latents
@@ -116,7 +145,7 @@ class Decoder(ConvStack):
             self.append(conv(latent_dim, dim, 3, padding=1))
             self.halo += hop
             for index, stride in reversed(list(enumerate(group))):
-                self.append(ResidualStack(dim, inner_dim, dilations[::-1]))
+                self.append(ResidualStack(dim, inner_dim, dilations[::-1], function))
                 self.append(conv_transpose(dim, dim if index else latent_dim, stride))
                 self.halo += sum(dilations) * hop + 3 * hop // 2 - hop // stride
                 hop //= stride

@@ -152,9 +152,9 @@ def _title(key: str) -> str:
 
 def show(found: Evaluation, console: Console) -> None:
     """Prints a row for each level, and for each song where they are few."""
-    table = Table(
-        "song", "level", "spectral conv.", "mel", "STFT", "SI-SDR", "use", "perplexity", "bits/s", "efficiency"
-    )
+    stereo = ["panning error"] if all("panning_error" in figures for figures in found.mean.values()) else []
+    distances = ["spectral conv.", "mel", "STFT", "SI-SDR", *stereo]
+    table = Table("song", "level", *distances, "use", "perplexity", "bits/s", "efficiency")
     for song, levels in found.songs.items() if 1 < len(found.songs) <= _MOST_ROWS else ():
         for name, figures in levels.items():
             table.add_row(song, name, *_distances(figures))
@@ -170,13 +170,15 @@ def show(found: Evaluation, console: Console) -> None:
     console.print(table)
 
 
-def _distances(figures: Figures) -> tuple[str, str, str, str]:
-    return (
+def _distances(figures: Figures) -> list[str]:
+    panning = [f"{figures['panning_error']:.3f}"] if "panning_error" in figures else []
+    return [
         f"{decibels(figures['spectral_convergence']):.2f} dB",
         f"{figures['mel_distance']:.3f}",
         f"{figures['stft_distance']:.3f}",
         f"{figures['si_sdr']:.2f} dB",
-    )
+        *panning,
+    ]
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from jukebox_lite.errors import InputError
-from jukebox_lite.tasks import Models, Task
+from jukebox_lite.tasks.base import Models, Task
 from jukebox_lite.training.averages import averaged, follow
 from jukebox_lite.training.meter import GRAD_NORM, LOSS, Meter
 from jukebox_lite.training.reader import Reader
@@ -72,10 +72,8 @@ class Learner:
             seed_torch(self.seed, index, self.fabric.device)
             with self._communicating(last), self.fabric.autocast():
                 update = partial(self._update, last=last)
-                metrics = self.task.step(self.models, self.fabric.to_device(batch), update)
+                metrics = self.task.step(self.models, self.fabric.to_device(batch), self.step, update)
             self.meter.add(self.step, metrics)
-        for schedule in self.schedules.values():
-            schedule.step()
         for name, average in self.averages.items():
             follow(average, self.task.models[name], self.step, self.ema_decay)
         self.step += 1
@@ -127,6 +125,7 @@ class Learner:
                 measured[f"{GRAD_NORM}{name}"] = norm
                 optimizer.step()
                 optimizer.zero_grad()
+                self.schedules[name].step()
         self.meter.add(self.step, measured)
 
     @contextmanager

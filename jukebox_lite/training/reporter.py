@@ -5,7 +5,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Self
 
-from jukebox_lite.tasks import Listening
+from jukebox_lite.tasks.base import Listening
 from jukebox_lite.training.progress import Progress
 from jukebox_lite.training.tracking import Journal, Tracker, write_samples
 

@@ -10,7 +10,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from jukebox_lite.files import staged, write_text
 from jukebox_lite.generation.report import Clip, Section, write_page
-from jukebox_lite.tasks import Listening
+from jukebox_lite.tasks.base import Listening
 
 
 class Tracker(ABC):

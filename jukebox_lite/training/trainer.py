@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from jukebox_lite.errors import InputError
-from jukebox_lite.tasks import Task
+from jukebox_lite.tasks.base import Task
 from jukebox_lite.training import checkpoint
 from jukebox_lite.training.interruption import Interruption
 from jukebox_lite.training.learner import Learner, over_processes, seed_torch
