@@ -12,7 +12,7 @@ from jukebox_lite.codecs.pieces import decode_in_pieces, encode_in_pieces, padde
 from jukebox_lite.codecs.quantizers import VQ
 from jukebox_lite.codecs.vqvae import HierarchicalVQVAE
 from jukebox_lite.errors import InputError
-from jukebox_lite.nn.conv import Decoder, Encoder, ResidualStack, Snake
+from jukebox_lite.nn.conv import Decoder, Encoder, ResidualStack, Snake, StridedConv, TransposedConv
 
 
 def small(channels: int = 1) -> HierarchicalVQVAE:
@@ -168,3 +168,20 @@ def test_snake_goes_on_with_what_repeats():
     assert sum(isinstance(each, Snake) for each in stack.modules()) == 4
     with pytest.raises(InputError, match="codec.activation=gelu: give one of relu, snake"):
         ResidualStack(3, 3, [1], "gelu")
+
+
+@pytest.mark.parametrize("stride", [2, 4, 16])
+@pytest.mark.parametrize("length", [16, 80, 83])
+@pytest.mark.parametrize("kind", [StridedConv, TransposedConv])
+def test_strided_convolutions_are_torchs(kind: type[StridedConv | TransposedConv], stride: int, length: int):
+    """Output, and gradients of weight, bias and input, also of lengths that a stride does not divide."""
+    torch.manual_seed(0)
+    layer, x = kind(3, 5, stride).double(), torch.randn(2, 3, 1, length, dtype=torch.float64)
+    plain = super(kind, layer).forward
+    found = []
+    for forward in (layer, plain):
+        leaf = x.clone().requires_grad_()
+        y = forward(leaf)
+        found.append([y, *torch.autograd.grad(y.sin().sum(), [leaf, *layer.parameters()])])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
