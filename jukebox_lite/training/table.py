@@ -1,8 +1,15 @@
-"""A folder of runs as a table, best score first. `python -m jukebox_lite.training.table runs/sweeps/vqvae`"""
+"""A folder of runs as a table, best score first.
+
+python -m jukebox_lite.training.table runs/sweeps/vqvae
+python -m jukebox_lite.training.table runs/sweeps/vqvae --metrics val/spectral_convergence/top rate
+
+Scores of runs with different losses do not compare: name metrics that do. They are as last logged when the score was.
+"""
 
 import argparse
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +29,7 @@ class Row:
     name: str
     score: float  # infinite where none was reached
     step: int  # of the best score
+    metrics: dict[str, float]  # as last logged at that step
     settings: dict[str, Any]
 
 
@@ -47,41 +55,49 @@ def metrics(run: Path) -> list[dict[str, float]]:
     return lines
 
 
-def differing(rows: list[Row]) -> list[str]:
-    """The settings that are not the same in all rows; the run's own name is none."""
-    keys = sorted({key for row in rows for key in row.settings} - {"name"})
-    return [key for key in keys if len({repr(row.settings.get(key)) for row in rows}) > 1]
+def remarkable(rows: list[Row]) -> list[dict[str, Any]]:
+    """Of each row the settings that most of the rows do not share; the run's own name is none."""
+    found: list[dict[str, Any]] = [{} for _ in rows]
+    for key in sorted({key for row in rows for key in row.settings} - {"name"}):
+        values = [repr(row.settings.get(key)) for row in rows]
+        usual, count = Counter(values).most_common(1)[0]
+        for row, own, value in zip(rows, found, values, strict=True):
+            if key in row.settings and (value != usual or 2 * count <= len(rows)):
+                own[key] = row.settings[key]
+    return found
 
 
 def _row(run: Path, folder: Path) -> Row:
-    scored = [(line["score"], line["step"]) for line in metrics(run) if math.isfinite(line.get("score", math.inf))]
+    lines = metrics(run)
+    scored = [(line["score"], line["step"]) for line in lines if math.isfinite(line.get("score", math.inf))]
     score, step = min(scored, default=(float("inf"), 0))
+    known = {name: value for line in lines if line["step"] <= step for name, value in line.items()}
     settings = dict(leaves(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))))
-    return Row(str(run.relative_to(folder)), score, int(step), settings)
+    return Row(str(run.relative_to(folder)), score, int(step), known, settings)
 
 
-def _show(rows: list[Row], console: Console) -> None:
-    """Prints the table: the best score first, with the settings in which the runs differ."""
-    keys = differing(rows)
-    table = Table("run", "score", "at step", *_short(keys))
-    for row in rows:
+def _show(rows: list[Row], names: list[str], console: Console) -> None:
+    """Prints the table: the best score first, with the metrics asked for and the settings in which the runs differ."""
+    if unknown := [name for name in names if not any(name in row.metrics for row in rows)]:
+        known = sorted({name for row in rows for name in row.metrics})
+        raise InputError(f"--metrics: no run has {unknown[0]}; there are {', '.join(known)}")
+    settings = remarkable(rows)
+    table = Table("run", "score", "at step", *names, "settings")
+    for row, own in zip(rows, settings, strict=True):
         score = f"{row.score:.4f}" if row.score < float("inf") else "none"
-        table.add_row(row.name, score, f"{row.step:,}", *(str(row.settings.get(key, "")) for key in keys))
+        measured = [f"{row.metrics[name]:.4g}" if name in row.metrics else "" for name in names]
+        table.add_row(row.name, score, f"{row.step:,}", *measured, "\n".join(f"{k}={v}" for k, v in own.items()))
     console.print(table)
-
-
-def _short(keys: list[str]) -> list[str]:
-    """Each key's last word, or all of it where another ends alike."""
-    ends = [key.rsplit(".", 1)[-1] for key in keys]
-    return [end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)]
 
 
 def main() -> None:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="a folder of runs, at any depth")
+    parser.add_argument("--metrics", nargs="+", default=[], metavar="NAME", help="as in a run's metrics.jsonl")
+    arguments = parser.parse_args()
     with told_in_one_line():
-        _show(read_rows(parser.parse_args().folder), Console())
+        _show(read_rows(arguments.folder), arguments.metrics, Console())
 
 
 if __name__ == "__main__":
