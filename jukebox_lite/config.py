@@ -127,7 +127,8 @@ def _one_line(error: Exception) -> str:
         group, _, name = error.missing_cfg_file.rpartition("/")
         return f"{group}={name} does not exist{_nearest(name, error.options or ())}"
     if isinstance(error, OverrideParseException):
-        return f"{error.override.removeprefix('++')} cannot be read: {first}; quote what holds spaces or brackets"
+        told = error.override.removeprefix("++")
+        return f"{told} cannot be read: {first}; quote odd signs twice, as in 'labels.genre=\"piano; organ\"'"
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and isinstance(cause.parent_node, DictConfig):
         return f"there is no setting '{cause.full_key}'{_nearest(str(cause.key), [*map(str, cause.parent_node)])}"

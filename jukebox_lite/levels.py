@@ -15,6 +15,7 @@ from jukebox_lite.errors import InputError
 
 Codes = dict[str, Tensor]  # level name -> [B, K, T] int64 tokens, or [B, D, T] float latents
 UNKNOWN = ""  # the first value of every label's vocabulary: absent, or never seen in training
+NO_VALUE = -1  # fills the places of songs with fewer values of a label than another of the batch
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,9 @@ class Level:
 class Window:
     """The same seconds of a batch of songs on every level, and what is known of them.
 
-    `labels` holds class indices [B] int64 by label name, and three times [B] float in seconds:
-    "total_seconds" (length of the song), "start_seconds" and "end_seconds" (of this window in it).
+    `labels` holds the indices of a song's values [B, M] int64 by label name, as `Facts.indices` gives them, and three
+    times [B] float in seconds: "total_seconds" (length of the song), "start_seconds" and "end_seconds" (of this window
+    in it).
     """
 
     codes: Codes
@@ -77,19 +79,40 @@ class Facts:
         return self.above.samples_per_step // self.level.samples_per_step if self.above else 1
 
     def indices(self, labels: Mapping[str, Sequence[str]]) -> dict[str, Tensor]:
-        """Label values, one a song, as class indices [B] int64 for every label of the vocabulary.
+        """Each song's values of every label of the vocabulary, as indices [B, M] int64.
 
-        A label that is not mentioned is UNKNOWN. Raises InputError on a label or value that the vocabulary lacks.
+        `labels` holds one text a song, of one value or several: "rock; jazz". M is the largest number of values in the
+        batch; songs of fewer are filled with NO_VALUE. A label that is not mentioned, or of no value, is UNKNOWN.
+        Raises InputError on a label or value that the vocabulary lacks.
         """
         for name, values in labels.items():
             if name not in self.vocabulary:
                 known = ", ".join(self.vocabulary) or "no labels"
                 raise InputError(f"labels.{name}: the prior of level {self.level.name} was trained with {known}")
-            if wrong := sorted(set(values) - set(self.vocabulary[name])):
+            if wrong := sorted({value for text in values for value in split_values(text)} - set(self.vocabulary[name])):
                 known = ", ".join(self.vocabulary[name][1:]) or "no value of it"
                 raise InputError(f"labels.{name}={wrong[0]}: the prior of level {self.level.name} knows {known}")
         count = max((len(values) for values in labels.values()), default=1)
         return {
-            name: torch.tensor([values.index(v) for v in labels.get(name, [UNKNOWN] * count)])
+            name: _padded([[values.index(v) for v in split_values(t)] for t in labels.get(name, [UNKNOWN] * count)])
             for name, values in self.vocabulary.items()
         }
+
+
+def split_values(text: str) -> list[str]:
+    """The values of a label that a song has several of: "rock; jazz" -> jazz, rock; sorted, each once."""
+    return sorted({value for part in text.split(";") if (value := part.strip())})
+
+
+def untold(indices: Tensor) -> Tensor:
+    """A label's indices [B, M] as they are of songs whose values are UNKNOWN."""
+    unknown = torch.full_like(indices, NO_VALUE)
+    unknown[:, 0] = 0
+    return unknown
+
+
+def _padded(songs: Sequence[Sequence[int]]) -> Tensor:
+    """Indices of unequal number as [B, M], filled with NO_VALUE; a song of no value has the index of UNKNOWN."""
+    rows = [list(indices) or [0] for indices in songs]
+    width = max(len(row) for row in rows)
+    return torch.tensor([row + [NO_VALUE] * (width - len(row)) for row in rows])

@@ -141,7 +141,7 @@ def test_windows_carry_labels_and_times():
     given = {"top": torch.zeros(1, 1, 30, dtype=torch.int64)}
     run([prior], num_songs=2, given=given, labels={"genre": ["folk", "jazz"]}, total_seconds=90.0)
     second = prior.asked[1]
-    assert second.labels["genre"].tolist() == [2, 1]
+    assert second.labels["genre"].tolist() == [[2], [1]]
     times = {name: values.tolist() for name, values in second.labels.items() if name != "genre"}
     step = 32 / 8000
     assert times["total_seconds"] == [90.0] * 2
@@ -149,7 +149,9 @@ def test_windows_carry_labels_and_times():
     assert times["end_seconds"] == pytest.approx([72 * step] * 2)
     run([prior], given=given)
     assert prior.asked[-1].labels["total_seconds"].item() == pytest.approx(120 * step)
-    assert prior.asked[-1].labels["genre"].tolist() == [0], "unknown"
+    assert prior.asked[-1].labels["genre"].tolist() == [[0]], "unknown"
+    run([prior], num_songs=2, given=given, labels={"genre": ["folk; jazz"]})
+    assert prior.asked[-1].labels["genre"].tolist() == [[2, 1]] * 2
 
 
 @pytest.mark.parametrize("known", [1, 11, 12, 13, 29, 30])

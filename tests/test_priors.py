@@ -12,7 +12,7 @@ from jukebox_lite.nn.transformer import CausalAttention
 from jukebox_lite.priors.autoregressive import AutoregressivePrior, draw
 from jukebox_lite.priors.base import Sampler
 from jukebox_lite.priors.codes import CodeEmbedding, CodeVectors
-from jukebox_lite.priors.conditioning import Label, LevelAbove, Timing
+from jukebox_lite.priors.conditioning import Label, Labels, LevelAbove, Timing
 
 TOP = Level("top", vocab_size=5, channels=1, hop_length=16)
 BOTTOM = Level("bottom", vocab_size=7, channels=2, hop_length=4)
@@ -22,8 +22,7 @@ VECTORS = {"top": torch.randn(1, 5, 3, generator=SOUNDS), "bottom": torch.randn(
 FACTS = {"top": Facts(TOP, None, VOCABULARY), "bottom": Facts(BOTTOM, TOP, VOCABULARY, VECTORS)}
 CONDITIONERS = {
     "above": partial(LevelAbove, width=8, depth=2),
-    "genre": partial(Label, name="genre"),
-    "artist": partial(Label, name="artist"),
+    "labels": Labels,
     "timing": Timing,
 }
 
@@ -40,7 +39,7 @@ def window(level: str, batch: int = 2, seed: int = 0) -> Window:
         codes["bottom"] = torch.randint(7, (batch, 2, 8), generator=generator)
         codes["top"] = codes["top"][..., :2]
     seconds = {f"{name}_seconds": torch.full((batch,), value) for name, value in (("start", 3.0), ("end", 4.0))}
-    labels = {"genre": torch.ones(batch, dtype=torch.int64), "artist": torch.zeros(batch, dtype=torch.int64)}
+    labels = {"genre": torch.ones(batch, 1, dtype=torch.int64), "artist": torch.zeros(batch, 1, dtype=torch.int64)}
     return Window(codes, labels | seconds | {"total_seconds": torch.full((batch,), 60.0)})
 
 
@@ -98,7 +97,7 @@ def test_sampling_sees_what_training_sees(level: str):
     model, whole = shaken(level), window(level)
     codes = model.sample(asked(whole, level), Sampler(temperature=0.0), torch.rand(whole.codes[level].shape))
     conditioning = {name: c(whole, 8) for name, c in model.conditioners.items()}
-    inputs = model.inputs(codes[..., :-1], sum(conditioning.values(), start=type(conditioning["genre"])()), 0)
+    inputs = model.inputs(codes[..., :-1], sum(conditioning.values(), start=type(conditioning["labels"])()), 0)
     with torch.no_grad():
         logits = model.logits(model.transformer(inputs)[0])
     assert torch.equal(logits.argmax(-1), codes)
@@ -124,7 +123,7 @@ def test_every_condition_is_heard(change: str):
     if change == "above":
         other.codes["top"] = (whole.codes["top"] + 1) % 5
     elif change == "genre":
-        other.labels["genre"] = torch.zeros(2, dtype=torch.int64)
+        other.labels["genre"] = torch.zeros(2, 1, dtype=torch.int64)
     else:
         other.labels[change] = whole.labels[change] * 0.2
     assert model.loss(whole).total != model.loss(other).total
@@ -134,8 +133,35 @@ def test_unlabelled_data_needs_no_labels():
     """A data set without genres and artists leaves only the unknown; nothing is learnt of it and nothing fails."""
     facts = Facts(TOP, None, {"genre": [""], "artist": [""]})
     model = AutoregressivePrior(16, 2, 2, 8, CausalAttention, facts, CONDITIONERS)
-    assert not [name for name, _ in model.named_parameters() if "genre" in name or "artist" in name]
+    assert not [name for name, _ in model.named_parameters() if "labels" in name]
     model.loss(window("top")).total.backward()
+
+
+def test_every_label_of_the_vocabulary_has_a_conditioner_of_its_own():
+    """Whatever the column is called, and as many as there are; its values are told apart from those of the others."""
+    vocabulary = {"type": ["", "a"], "key.signature": ["", "a", "b"], "forward": ["", "a"], "artist": [""]}
+    conditioner = Labels(8, Facts(TOP, None, vocabulary))
+    assert [tuple(weight.shape) for weight in conditioner.parameters()] == [(2, 8), (3, 8), (2, 8)]
+    told = {name: torch.zeros(1, 1, dtype=torch.int64) for name in vocabulary}
+    changed = [told | {name: torch.ones(1, 1, dtype=torch.int64)} for name in ("type", "key.signature", "forward")]
+    heard = [conditioner(Window({}, labels), 4).start for labels in (told, *changed)]
+    assert len({tuple(x[0].tolist()) for x in heard}) == 4
+
+
+def test_several_values_are_summed():
+    """Of jazz and rock the sum of their vectors, in whatever order and company; unknown is a value with a vector."""
+    facts = FACTS["top"]
+    label = Label(8, facts, "genre")
+    indices = facts.indices({"genre": ["rock; jazz", " jazz;rock;jazz ", "rock", "", ";"]})["genre"]
+    assert indices.tolist() == [[1, 2], [1, 2], [2, -1], [0, -1], [0, -1]]
+    heard = label(Window({}, {"genre": indices}), 3)
+    unknown, jazz, rock = label.embedding.weight
+    assert torch.equal(heard.start, torch.stack([jazz + rock, jazz + rock, rock, unknown, unknown]))
+    assert torch.equal(heard.aligned, heard.start[:, None].expand(-1, 3, -1))
+    alone = label(Window({}, facts.indices({"genre": ["rock"]})), 3)
+    assert torch.equal(alone.start[0], heard.start[2])
+    with pytest.raises(InputError, match="labels.genre=polka: .* knows jazz, rock"):
+        facts.indices({"genre": ["jazz; polka"]})
 
 
 def test_a_conditioner_without_its_label_is_named():

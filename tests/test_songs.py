@@ -4,6 +4,7 @@ import random
 import shutil
 from pathlib import Path
 
+import mutagen.id3
 import numpy as np
 import pytest
 import soundfile
@@ -137,6 +138,19 @@ def test_bad_metadata_is_refused_by_file_and_line(tmp_path: Path, name: str, tex
     assert name in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_song_may_have_several_values_of_a_label(tmp_path: Path):
+    """As text between semicolons or as a list; the vocabulary is of single values, and of the training songs alone."""
+    _make(tmp_path, "a.wav", "b.wav", "c.wav")
+    (tmp_path / "metadata.jsonl").write_text(
+        '{"file_name": "a.wav", "genre": "rock; jazz", "split": "train"}\n'
+        '{"file_name": "b.wav", "genre": ["soul", null, "jazz "], "mood": [], "split": "train"}\n'
+        '{"file_name": "c.wav", "genre": "polka;jazz", "split": "val"}\n'
+    )
+    songs = Songs(str(tmp_path))
+    assert [song.labels for song in songs.all[:2]] == [{"genre": "rock; jazz"}, {"genre": "soul; jazz"}]
+    assert songs.vocabulary(["genre", "mood"]) == {"genre": ["", "jazz", "rock", "soul"], "mood": [""]}
+
+
 @pytest.mark.parametrize("suffix", ["flac", "mp3", "wav"])
 def test_tags_are_labels_where_there_is_no_metadata(tmp_path: Path, suffix: str):
     path = tmp_path / f"a.{suffix}"
@@ -144,6 +158,16 @@ def test_tags_are_labels_where_there_is_no_metadata(tmp_path: Path, suffix: str)
         file.artist, file.genre = "Ann  Bob", "Jazz"
         file.write(np.zeros(44_100))
     assert Songs(str(tmp_path)).all[0].labels == ({} if suffix == "wav" else {"artist": "Ann Bob", "genre": "Jazz"})
+    tags = mutagen.File(path)
+    if suffix == "wav":
+        tags.add_tags()
+        tags.tags.add(mutagen.id3.TCON(text=["Jazz", "Soul"]))
+    elif suffix == "mp3":
+        tags.tags.setall("TCON", [mutagen.id3.TCON(text=["Jazz", "Soul"])])
+    else:
+        tags["genre"] = ["Jazz", "Soul"]
+    tags.save()
+    assert Songs(str(tmp_path)).all[0].labels["genre"] == "Jazz; Soul"
 
 
 def test_the_fingerprint_follows_the_music_and_not_its_labels(tmp_path: Path):

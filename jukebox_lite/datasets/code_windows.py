@@ -1,5 +1,7 @@
 """Windows of cached codes, aligned over the levels, with what is known of their songs."""
 
+from collections.abc import Sequence
+
 import torch
 
 from jukebox_lite.codecs.base import Codec
@@ -7,7 +9,9 @@ from jukebox_lite.datasets.code_cache import CodeCache
 from jukebox_lite.datasets.songs import Songs
 from jukebox_lite.datasets.spans import draw_spans, generator_of
 from jukebox_lite.errors import InputError
-from jukebox_lite.levels import Facts, Window
+from jukebox_lite.levels import Facts, Window, split_values, untold
+
+_MOST_VALUES = 8  # of a label that are listed
 
 
 class CodeWindows:
@@ -59,7 +63,7 @@ class CodeWindows:
         labels = facts.indices({name: [self._known(name, song.name) for song, _ in picks] for name in self.vocabulary})
         for name, values in labels.items() if split == "train" else ():
             told = torch.rand(len(values), generator=generator_of(self.seed, name, step)) >= self.label_dropout
-            labels[name] = values * told  # index 0 is unknown
+            labels[name] = torch.where(told[:, None], values, untold(values))
         step_seconds = level.samples_per_step * self.seconds_per_sample
         start_seconds = torch.tensor([start * ratio * step_seconds for _, start in picks])
         labels |= {
@@ -69,7 +73,17 @@ class CodeWindows:
         }
         return Window({name: torch.stack(parts) for name, parts in codes.items()}, labels)
 
+    def summary(self) -> str:
+        """A line a label for people: the values that the training songs have of it."""
+        return "\n".join(f"  label {name}: {_listed(values[1:])}" for name, values in self.vocabulary.items())
+
     def _known(self, label: str, song: str) -> str:
-        """The song's value of a label, or unknown when the training split has none like it."""
-        value = self.labels[song].get(label, "")
-        return value if value in self.vocabulary[label] else ""
+        """The song's values of a label, without those that the training split has none like."""
+        values = split_values(self.labels[song].get(label, ""))
+        return "; ".join(value for value in values if value in self.vocabulary[label])
+
+
+def _listed(values: Sequence[str]) -> str:
+    """How many values there are, and the first of them."""
+    more = ", ..." if len(values) > _MOST_VALUES else ""
+    return f"{len(values)} values ({', '.join(values[:_MOST_VALUES])}{more})" if values else "no song has a value of it"

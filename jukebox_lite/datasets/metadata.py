@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -88,6 +88,13 @@ def _file_name(record: Mapping[str, object], place: str) -> str:
     return name.as_posix()
 
 
+def joined(values: Iterable[object]) -> str:
+    """Several values of a label as one text: "rock; jazz"."""
+    return "; ".join(text for value in values if (text := _text(value)))
+
+
 def _text(value: object) -> str:
-    """A label's value as text; empty where nothing is known."""
+    """A label's value, or list of values, as text; empty where nothing is known."""
+    if isinstance(value, list):
+        return joined(value)
     return "" if value is None else " ".join(str(value).split())

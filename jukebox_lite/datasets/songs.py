@@ -11,9 +11,9 @@ from typing import Any, Literal
 import mutagen
 
 from jukebox_lite.audio import AudioInfo, probe
-from jukebox_lite.datasets.metadata import Row, read_metadata
+from jukebox_lite.datasets.metadata import Row, joined, read_metadata
 from jukebox_lite.errors import InputError
-from jukebox_lite.levels import UNKNOWN
+from jukebox_lite.levels import UNKNOWN, split_values
 from jukebox_lite.progress import progress
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff")
@@ -28,7 +28,7 @@ class Song:
     name: str  # relative to the folder, with /
     path: Path
     info: AudioInfo
-    labels: dict[str, str]  # artist, genre, title, ...: only what is known
+    labels: dict[str, str]  # artist, genre, title, ...: only what is known; several values as "rock; jazz"
     split: Literal["train", "val"]
 
 
@@ -75,7 +75,7 @@ class Songs:
     def vocabulary(self, names: Sequence[str]) -> dict[str, list[str]]:
         """The values of these labels in the training songs, sorted, UNKNOWN before them."""
         return {
-            name: [UNKNOWN, *sorted({song.labels[name] for song in self.train if name in song.labels})]
+            name: [UNKNOWN, *sorted({v for song in self.train for v in split_values(song.labels.get(name, ""))})]
             for name in names
         }
 
@@ -170,7 +170,7 @@ def _labels(path: Path, source: str, row: Row | None) -> dict[str, str]:
     try:
         tags: Any = mutagen.File(path, easy=True) or {}  # pyright: ignore[reportPrivateImportUsage]
         found = {label: tags.get(label) or tags.get(frame) for label, frame in _TAGS.items()}
-        texts = {label: " ".join(str(values[0]).split()) for label, values in found.items() if values}
+        texts = {label: joined(values) for label, values in found.items() if values}
     except Exception:  # mutagen lets many kinds through, and a broken tag is no reason to lose the song
         return {}
     return {label: text for label, text in texts.items() if text}

@@ -37,10 +37,11 @@ def complete(
 ) -> Codes:
     """Codes [num_songs, K, num_steps[level]] on the CPU, of every level that is complete in the end.
 
-    `num_steps` and `samplers` are by level name; `labels` holds one value for all songs, or one a song. `given` codes
-    [1 or num_songs, K, T] stand as they are at the beginning of their level; a level that they leave unfinished and
-    that has no prior is left out of the result. `overlap` is the share of a window that the next one sees again.
-    `total_seconds` is how long the priors are told the song is: by default, as long as it gets.
+    `num_steps` and `samplers` are by level name; `labels` holds one text for all songs, or one a song, of one value or
+    several: "piano; organ". `given` codes [1 or num_songs, K, T] stand as they are at the beginning of their level; a
+    level that they leave unfinished and that has no prior is left out of the result. `overlap` is the share of a window
+    that the next one sees again. `total_seconds` is how long the priors are told the song is: by default, as long as it
+    gets.
 
     Song i depends on (seed, i) and not on num_songs. Raises InputError where the parts do not fit together.
     """
@@ -179,9 +180,9 @@ def _song_labels(
     num_songs: int,
     total_seconds: float | None,
 ) -> dict[str, Tensor]:
-    """What holds for whole songs: [num_songs] indices of the labels this prior knows, and "total_seconds"."""
+    """What holds for whole songs: indices [num_songs, M] of the labels this prior knows, and "total_seconds"."""
     mine = {name: values for name, values in labels.items() if name in prior.facts.vocabulary}
-    indices = {name: index.expand(num_songs) for name, index in prior.facts.indices(mine).items()}
+    indices = {name: index.expand(num_songs, -1) for name, index in prior.facts.indices(mine).items()}
     step_seconds = _step_seconds(codec, prior.facts.level)
     if step_seconds is None:
         return indices

@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from jukebox_lite.errors import InputError
-from jukebox_lite.levels import Facts, Window
+from jukebox_lite.levels import NO_VALUE, Facts, Window
 from jukebox_lite.nn.conv import ConvStack, ResidualStack
 from jukebox_lite.priors.codes import EMBEDDING_SCALE, CodeEmbedding, code_vectors, embed_all
 
@@ -67,7 +67,10 @@ class LevelAbove(Conditioner):
 
 
 class Label(Conditioner):
-    """One class label of the song, such as its genre; a data set without it leaves only the value unknown."""
+    """One label of the song, such as its genre: the sum of its values' vectors, of which one is of the unknown value.
+
+    Where a data set has no value of it, there is nothing to add.
+    """
 
     def __init__(self, dim: int, facts: Facts, name: str):
         super().__init__()
@@ -79,8 +82,20 @@ class Label(Conditioner):
     def forward(self, window: Window, length: int) -> Conditioning:
         if self.embedding is None:
             return Conditioning()
-        x = self.embedding(window.labels[self.name])
+        indices = window.labels[self.name]
+        x = (self.embedding(indices.clamp(min=0)) * (indices != NO_VALUE)[..., None]).sum(1)
         return Conditioning(aligned=x[:, None].expand(-1, length, -1), start=x)
+
+
+class Labels(Conditioner):
+    """Every label of the vocabulary, each as `Label` tells it: which there are, `windows.labels` says."""
+
+    def __init__(self, dim: int, facts: Facts):
+        super().__init__()
+        self.labels = nn.ModuleList(Label(dim, facts, name) for name in facts.vocabulary)
+
+    def forward(self, window: Window, length: int) -> Conditioning:
+        return condition(self.labels, window, length)
 
 
 class Timing(Conditioner):

@@ -44,7 +44,8 @@ class PriorTask(Task):
         for split in ("train", "val"):
             self.batch(split, 0)  # refuses now, and not at the first validation, songs shorter than the context
         self.models = {"prior": model}
-        self.about = f"{self.windows.songs.summary()}\n{self.windows.cache.summary()}"
+        told = (self.windows.songs.summary(), self.windows.summary(), self.windows.cache.summary())
+        self.about = "\n".join(text for text in told if text)
         self.fingerprints = {"songs": self.windows.songs.fingerprint(), "codec": codec_fingerprint(codec)}
 
     def batch(self, split: str, step: int) -> Window:
