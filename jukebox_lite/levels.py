@@ -54,6 +54,13 @@ class Window:
     codes: Codes
     labels: dict[str, Tensor] = field(default_factory=dict)
 
+    def beside(self, other: "Window") -> "Window":
+        """This window's batch and the other's as one batch, of the same levels and labels."""
+        return Window(
+            {name: torch.cat([codes, other.codes[name]]) for name, codes in self.codes.items()},
+            {name: torch.cat([values, other.labels[name]]) for name, values in self.labels.items()},
+        )
+
     def to(self, device: torch.device | str) -> "Window":
         """The same window on another device."""
         return Window(
@@ -77,6 +84,11 @@ class Facts:
     def ratio(self) -> int:
         """Steps of this level per step of the level above; 1 at the top."""
         return self.above.samples_per_step // self.level.samples_per_step if self.above else 1
+
+    def untold(self, window: Window) -> Window:
+        """The same window with every label UNKNOWN; its codes and times stay."""
+        unknown = {name: untold(values) for name, values in window.labels.items() if name in self.vocabulary}
+        return Window(window.codes, {**window.labels, **unknown})
 
     def indices(self, labels: Mapping[str, Sequence[str]]) -> dict[str, Tensor]:
         """Each song's values of every label of the vocabulary, as indices [B, M] int64.

@@ -19,7 +19,7 @@ from jukebox_lite.datasets.code_cache import CodeCache
 from jukebox_lite.datasets.code_windows import CodeWindows
 from jukebox_lite.datasets.songs import Songs
 from jukebox_lite.errors import InputError
-from jukebox_lite.levels import UNKNOWN, Facts, Window
+from jukebox_lite.levels import NO_VALUE, UNKNOWN, Facts, Window
 
 
 def make_codec(seed: int = 0, num_codebooks: int = 1) -> HierarchicalVQVAE:
@@ -233,11 +233,24 @@ def test_a_context_longer_than_every_song_is_refused(windows: CodeWindows):
         windows.batch("train", 0, facts(windows, "bottom"), 9600)
 
 
-def test_labels_are_dropped_in_training_only(windows: CodeWindows):
-    """About a tenth of the training windows is not told its genre, and every held-out one is."""
-    told = facts(windows, "top")
-    untold = {
-        split: torch.cat([windows.batch(split, step, told, 64).labels["genre"] == 0 for step in range(100)])
-        for split in ("train", "val")
-    }
-    assert 0.05 < untold["train"].float().mean() < 0.15 and not untold["val"].any()
+def test_labels_are_dropped_in_training_together_and_one_by_one(cache: CodeCache, tmp_path: Path):
+    """Of 1,000 windows 0.2 are told nothing, and 0.2 of the others not each label; held-out windows are told all."""
+    data = music(tmp_path / "music", labelled=False)
+    rows = [
+        f"{path.name},jazz; rock,Ann,{'val' if not i else 'train'}" for i, path in enumerate(sorted(data.iterdir()))
+    ]
+    (data / "metadata.csv").write_text("\n".join(["file_name,genre,artist,split", *rows]))
+    windows = CodeWindows(
+        Songs(str(data)), 10, str(cache.folder.parents[1]), ["genre", "artist"], make_codec(), label_dropout=0.2
+    )
+    told, untold = facts(windows, "top"), {}
+    for split in ("train", "val"):
+        batches = [windows.batch(split, step, told, 64).labels for step in range(100)]
+        genres, artists = (torch.cat([batch[name] for batch in batches]) for name in ("genre", "artist"))
+        assert {tuple(row) for row in genres.tolist()} == {(1, 2)} | ({(0, NO_VALUE)} if split == "train" else set())
+        untold[split] = torch.stack([genres[:, 0] == 0, artists[:, 0] == 0]).float()
+    shares = untold["train"].mean(1).tolist()
+    together = untold["train"].prod(0).mean().item()
+    assert shares == pytest.approx([0.2 + 0.8 * 0.2] * 2, abs=0.05), "each: told nothing, or not this one"
+    assert together == pytest.approx(0.2 + 0.8 * 0.2 * 0.2, abs=0.05), "both: and not by chance alone, which 0.13 is"
+    assert not untold["val"].any()

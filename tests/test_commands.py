@@ -308,6 +308,15 @@ def test_a_temperature_can_be_told_per_level(world: World):
     assert same(first, other, "top") and not same(first, other, "middle")
 
 
+def test_guidance_can_be_told_per_level(world: World, sampled: Path):
+    """At 1 a level is as it was without; where it is more, it is another, and so is what lies below."""
+    first = load_file(sampled / "codes.safetensors")
+    labels = "labels.genre=[piano,organ]"
+    assert same(first, codes_of(world, "name=unguided", labels, "sampler.guidance=1"), *LEVELS)
+    guided = codes_of(world, "name=guided", labels, "sampler.guidance={top: 1, middle: 400, bottom: 1}")
+    assert same(first, guided, "top") and not same(first, guided, "middle")
+
+
 # --- stopped and resumed -------------------------------------------------------------------------------------------
 
 
@@ -405,6 +414,7 @@ def mistakes() -> Iterator[tuple[str, str, str]]:
     yield "a level gone", "sample.py runs priors=[{world}/runs/middle]", "level middle needs 20 steps of level top"
     yield "a hot level", "sample.py priors sampler.temperature={tip:1}", "temperature.tip: the codec has the levels top"
     yield "an overlap of all", "sample.py priors overlap=1", "overlap=1"
+    yield "guidance by nothing", "sample.py priors sampler.guidance=3", "guidance=3 of level top: no labels are given"
     yield "one level of three", "sample.py priors sampler.temperature={top:1}", "temperature.middle is not set"
 
 

@@ -95,8 +95,8 @@ class NoisyPrior(FakePrior):
 
 def run(priors: Sequence[FakePrior], num_songs: int = 1, seed: int = 0, steps: dict[str, int] = STEPS, **rest) -> Codes:
     """`complete` with what most tests share."""
-    labels = rest.pop("labels", {})
-    return complete(PlainCodec(), priors, steps, labels, samplers(LEVELS), seed, num_songs, **rest)
+    labels, how = rest.pop("labels", {}), rest.pop("samplers", samplers(LEVELS))
+    return complete(PlainCodec(), priors, steps, labels, how, seed, num_songs, **rest)
 
 
 def equal(one: Codes, other: Codes) -> bool:
@@ -216,6 +216,7 @@ TOP = {"top": torch.zeros(1, 1, 30, dtype=torch.int64)}
         (["top"], {"given": {"top": TOP["top"][0]}}, "shape"),
         (["top"], {"given": {"treble": TOP["top"]}}, "treble"),
         (["top"], {"given": {"top": TOP["top"].expand(3, 1, 30)}}, "3 songs"),
+        (["top"], {"samplers": samplers(LEVELS, guidance=2.0)}, "guidance=2 of level top: no labels"),
         (["top"], {"overlap": {"treble": 0.5}}, "overlap.treble"),
         (["top"], {"overlap": 1.5}, "overlap=1.5"),
         (["top"], {"seed": -1}, "seed=-1"),
@@ -235,8 +236,9 @@ def test_samplers_take_one_value_or_one_a_level():
         temperature={"top": 0.5, "middle": 1.0, "bottom": 1.0},
         top_k=7,
         top_p={"top": None, "bottom": None, "middle": 1.0},
+        guidance={"top": 3.0, "middle": 1.0, "bottom": 1.0},
     )
-    assert made["top"] == Sampler(0.5, 7, None) and made["middle"] == Sampler(1.0, 7, 1.0)
+    assert made["top"] == Sampler(0.5, 7, None, 3.0) and made["middle"] == Sampler(1.0, 7, 1.0)
     assert made["bottom"] == Sampler(1.0, 7, None)
 
 
@@ -246,6 +248,7 @@ def test_samplers_take_one_value_or_one_a_level():
         *({"temperature": value} for value in (-0.1, float("nan"), float("inf"), {"treble": 1.0})),
         *({"top_k": value} for value in (0, {"top": -1})),
         *({"top_p": value} for value in (0.0, 1.1, float("nan"))),
+        *({"guidance": value} for value in (-1.0, float("inf"), float("nan"), {"top": 2.0})),
     ],
 )
 def test_samplers_refuse_what_cannot_be_drawn_from(wrong):

@@ -12,7 +12,7 @@ from jukebox_lite.nn.transformer import CausalAttention
 from jukebox_lite.priors.autoregressive import AutoregressivePrior, draw
 from jukebox_lite.priors.base import Sampler
 from jukebox_lite.priors.codes import CodeEmbedding, CodeVectors
-from jukebox_lite.priors.conditioning import Label, Labels, LevelAbove, Timing
+from jukebox_lite.priors.conditioning import Label, Labels, LevelAbove, Timing, condition
 
 TOP = Level("top", vocab_size=5, channels=1, hop_length=16)
 BOTTOM = Level("bottom", vocab_size=7, channels=2, hop_length=4)
@@ -96,10 +96,7 @@ def test_sampling_sees_what_training_sees(level: str):
     """Greedy sampling, which goes step by step, takes at each step the likeliest code of the all-at-once logits."""
     model, whole = shaken(level), window(level)
     codes = model.sample(asked(whole, level), Sampler(temperature=0.0), torch.rand(whole.codes[level].shape))
-    conditioning = {name: c(whole, 8) for name, c in model.conditioners.items()}
-    inputs = model.inputs(codes[..., :-1], sum(conditioning.values(), start=type(conditioning["labels"])()), 0)
-    with torch.no_grad():
-        logits = model.logits(model.transformer(inputs)[0])
+    logits = logits_of(model, Window({**whole.codes, level: codes}, whole.labels))
     assert torch.equal(logits.argmax(-1), codes)
 
 
@@ -112,6 +109,67 @@ def test_sampling_is_a_function_of_its_noise():
     assert not torch.equal(model.sample(asked(whole, "top"), Sampler(), 1 - noise), codes)
     one = Window({}, {name: values[1:2] for name, values in whole.labels.items()})
     assert torch.equal(model.sample(one, Sampler(), noise[1:2]), codes[1:2])
+
+
+# --- guidance ------------------------------------------------------------------------------------------------------
+
+
+def logits_of(model: AutoregressivePrior, whole: Window) -> torch.Tensor:
+    """All-at-once logits [B, K, T, V] of a whole window."""
+    codes = whole.codes[model.facts.level.name]
+    conditioning = condition(model.conditioners.values(), whole, codes.shape[-1])
+    with torch.no_grad():
+        return model.logits(model.transformer(model.inputs(codes[..., :-1], conditioning, 0))[0])
+
+
+@pytest.mark.parametrize("guidance", [0.0, 0.5, 2.0, 5.0])
+@pytest.mark.parametrize("level", ["top", "bottom"])
+def test_guidance_is_its_formula_on_two_logits(level: str, guidance: float):
+    """Greedy songs are the likeliest codes by without + g (with - without), each computed alone; g of 0 is without."""
+    model, whole = shaken(level), window(level)
+    noise = torch.rand(whole.codes[level].shape)
+    codes = model.sample(asked(whole, level, 2), Sampler(temperature=0.0, guidance=guidance), noise)
+    said = Window({**whole.codes, level: codes}, whole.labels)
+    silent = Window(said.codes, {**said.labels, "genre": torch.zeros(2, 1, dtype=torch.int64)})
+    told, untold = logits_of(model, said), logits_of(model, silent)
+    expected = (untold + guidance * (told - untold)).argmax(-1)
+    assert torch.equal(codes[..., 2:], expected[..., 2:]) and torch.equal(codes[..., :2], whole.codes[level][..., :2])
+    assert not torch.equal(expected, told.argmax(-1)), "the labels should matter"
+
+
+@pytest.mark.parametrize("level", ["top", "bottom"])
+def test_guidance_of_one_is_none_and_costs_nothing(level: str):
+    """Bit for bit the same codes, from a transformer that sees no larger batch."""
+    model, whole, noise = shaken(level), window(level), torch.rand(window(level).codes[level].shape)
+    sizes = []
+    model.transformer.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    plain = model.sample(asked(whole, level), Sampler(), noise)
+    assert torch.equal(model.sample(asked(whole, level), Sampler(guidance=1.0), noise), plain) and set(sizes) == {2}
+    assert not torch.equal(model.sample(asked(whole, level), Sampler(guidance=4.0), noise), plain)
+    assert set(sizes) == {2, 4}
+
+
+@pytest.mark.parametrize("level", ["top", "bottom"])
+def test_guidance_by_nothing_changes_nothing(level: str):
+    """Where the labels are unknown anyway, both logits are the same, and so are the songs at any guidance."""
+    model, whole, noise = shaken(level), window(level), torch.rand(window(level).codes[level].shape)
+    silent = asked(model.facts.untold(whole), level)
+    plain = model.sample(silent, Sampler(), noise)
+    assert torch.equal(model.sample(silent, Sampler(guidance=7.0), noise), plain)
+
+
+def test_a_guided_song_is_the_same_in_any_company():
+    """Song 1 of three, each with another genre and level above, is what it is alone."""
+    model, whole, noise = shaken("bottom"), window("bottom", batch=3), torch.rand(3, 2, 8)
+    whole.labels["genre"] = torch.tensor([[0], [1], [2]])
+    codes = model.sample(asked(whole, "bottom"), Sampler(guidance=3.0), noise)
+    for song in range(3):
+        one = slice(song, song + 1)
+        alone = Window({"top": whole.codes["top"][one]}, {name: values[one] for name, values in whole.labels.items()})
+        assert torch.equal(model.sample(alone, Sampler(guidance=3.0), noise[one]), codes[one])
+
+
+# --- conditions ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("change", ["above", "genre", "start_seconds", "total_seconds"])

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from jukebox_lite.codecs.base import Codec
 from jukebox_lite.datasets.code_cache import CodeCache
@@ -17,7 +18,8 @@ _MOST_VALUES = 8  # of a label that are listed
 class CodeWindows:
     """Batches of windows that are a pure function of (seed, split, step): resuming needs no loader state.
 
-    In training a label is told as unknown with the chance `label_dropout`, so that songs can be sampled without it.
+    In training, a window is told none of its labels with the chance `label_dropout`, which guidance in sampling needs,
+    and else each of them is left out with that chance, so that songs can be sampled with some of them.
     """
 
     def __init__(
@@ -61,9 +63,8 @@ class CodeWindows:
         if above := facts.above:
             codes[above.name] = [self.cache.codes(song, above, start, context_length // ratio) for song, start in picks]
         labels = facts.indices({name: [self._known(name, song.name) for song, _ in picks] for name in self.vocabulary})
-        for name, values in labels.items() if split == "train" else ():
-            told = torch.rand(len(values), generator=generator_of(self.seed, name, step)) >= self.label_dropout
-            labels[name] = torch.where(told[:, None], values, untold(values))
+        if split == "train":
+            labels = self._dropped(labels, step)
         step_seconds = level.samples_per_step * self.seconds_per_sample
         start_seconds = torch.tensor([start * ratio * step_seconds for _, start in picks])
         labels |= {
@@ -76,6 +77,18 @@ class CodeWindows:
     def summary(self) -> str:
         """A line a label for people: the values that the training songs have of it."""
         return "\n".join(f"  label {name}: {_listed(values[1:])}" for name, values in self.vocabulary.items())
+
+    def _dropped(self, labels: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        """Labels [B, M] as a training step is told them: some windows of no label, others not of each."""
+
+        def kept(*what: str) -> Tensor:
+            generator = generator_of(self.seed, *what, step)
+            return torch.rand(self.batch_size, 1, generator=generator) >= self.label_dropout
+
+        any_kept = kept("all labels")
+        return {
+            name: torch.where(any_kept & kept("label", name), values, untold(values)) for name, values in labels.items()
+        }
 
     def _known(self, label: str, song: str) -> str:
         """The song's values of a label, without those that the training split has none like."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from jukebox_lite.codecs.base import Codec
 from jukebox_lite.errors import InputError
 from jukebox_lite.levels import Codes, Level
-from jukebox_lite.priors.base import Prior
+from jukebox_lite.priors.base import Prior, Sampler
 
 Value = TypeVar("Value")
 
@@ -76,3 +76,13 @@ def check_labels(priors: Sequence[Prior], labels: Mapping[str, Sequence[str]], n
             raise InputError(f"labels.{name}: these priors were trained with {', '.join(known) or 'no labels'}")
         if isinstance(values, str) or len(values) not in (1, num_songs):
             raise InputError(f"labels.{name}: expected a list of one value, or of {num_songs}: one a song")
+
+
+def check_guidance(samplers: Mapping[str, Sampler], labels: Mapping[str, Sequence[str]]) -> None:
+    """Raises InputError on guidance where there is no label to be guided by."""
+    for name, sampler in samplers.items():
+        if sampler.guidance != 1 and not labels:
+            raise InputError(
+                f"guidance={sampler.guidance:g} of level {name}: no labels are given to be guided by: "
+                "give labels, such as labels.genre=jazz, or leave it at 1"
+            )

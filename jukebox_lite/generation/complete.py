@@ -12,7 +12,7 @@ from torch import Tensor
 
 from jukebox_lite.codecs.base import Codec
 from jukebox_lite.errors import InputError
-from jukebox_lite.generation.checks import by_level, check_codes, check_labels, check_lengths
+from jukebox_lite.generation.checks import by_level, check_codes, check_guidance, check_labels, check_lengths
 from jukebox_lite.levels import Codes, Level, Window
 from jukebox_lite.nn.device import device_of
 from jukebox_lite.priors.base import Prior, Sampler
@@ -51,6 +51,7 @@ def complete(
     codes = _spread_over_songs(codec, given or {}, num_steps, num_songs)
     check_lengths(codec, ordered, num_steps, codes)
     check_labels(ordered, labels, num_songs)
+    check_guidance(samplers, labels)
     overlaps = by_level("overlap", overlap, codec.levels)
     spans, known = {}, {}  # settled for all levels before hours go into the first
     for prior in ordered:
@@ -99,11 +100,13 @@ def samplers(
     temperature: float | Mapping[str, float] = 1.0,
     top_k: int | Mapping[str, int | None] | None = None,
     top_p: float | Mapping[str, float | None] | None = None,
+    guidance: float | Mapping[str, float] = 1.0,
 ) -> dict[str, Sampler]:
     """A sampler by level name; each setting is one value for all levels, or values by level name."""
     temperatures = by_level("temperature", temperature, levels)
     top_ks = by_level("top_k", top_k, levels)
     top_ps = by_level("top_p", top_p, levels)
+    guidances = by_level("guidance", guidance, levels)
     for name in temperatures:
         if not 0 <= temperatures[name] < float("inf"):
             raise InputError(f"temperature={temperatures[name]} of level {name}: expected 0 or more")
@@ -111,7 +114,9 @@ def samplers(
             raise InputError(f"top_k={k} of level {name}: expected 1 or more, or null for every code")
         if (p := top_ps[name]) is not None and not 0 < p <= 1:
             raise InputError(f"top_p={p} of level {name}: expected more than 0 and at most 1, or null for every code")
-    return {name: Sampler(temperatures[name], top_ks[name], top_ps[name]) for name in temperatures}
+        if not 0 <= guidances[name] < float("inf"):
+            raise InputError(f"guidance={guidances[name]} of level {name}: expected 0 or more, or 1 for none")
+    return {name: Sampler(temperatures[name], top_ks[name], top_ps[name], guidances[name]) for name in temperatures}
 
 
 def _sample(prior: Prior, window: Window, sampler: Sampler, noise: Tensor) -> Tensor:

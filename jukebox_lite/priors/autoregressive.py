@@ -54,7 +54,7 @@ class AutoregressivePrior(Prior):
     @torch.no_grad()
     def sample(self, window: Window, sampler: Sampler, noise: Tensor) -> Tensor:
         """Codes [B, K, T] drawn with `noise` [B, K, T], step by step after those that the window gives."""
-        batch_size, _, length = noise.shape
+        length = noise.shape[-1]
         given = window.codes.get(self.facts.level.name)
         done = 0 if given is None else given.shape[-1]
         codes = torch.empty(noise.shape, dtype=torch.int64, device=noise.device)
@@ -62,14 +62,17 @@ class AutoregressivePrior(Prior):
             codes[..., :done] = given
         if done >= length:
             return codes
-        conditioning = condition(self.conditioners.values(), window, length)
-        states = self.transformer.empty_state(batch_size, length)
-        x = self.inputs(codes[..., :done], conditioning, 0)  # the given steps in one pass
+        copies = 1 if sampler.guidance == 1 else 2  # the second is not told its labels
+        told = window if copies == 1 else window.beside(self.facts.untold(window))
+        conditioning = condition(self.conditioners.values(), told, length)
+        states = self.transformer.empty_state(copies * len(codes), length)
+        x = self.inputs(codes[..., :done].repeat(copies, 1, 1), conditioning, 0)  # the given steps in one pass
         for step in range(done, length):
             y, states = self.transformer(x, states)
-            codes[..., step] = draw(self.logits(y[:, -1:])[:, :, 0], sampler, noise[..., step])
+            logits = self.logits(y[:, -1:])[:, :, 0]
+            codes[..., step] = draw(guided(logits, sampler.guidance), sampler, noise[..., step])
             if step + 1 < length:
-                x = self.inputs(codes[..., step : step + 1], conditioning, step + 1)
+                x = self.inputs(codes[..., step : step + 1].repeat(copies, 1, 1), conditioning, step + 1)
         return codes
 
     def inputs(self, past: Tensor, conditioning: Conditioning, first: int) -> Tensor:
@@ -90,6 +93,17 @@ class AutoregressivePrior(Prior):
     def logits(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, K, T, V]"""
         return torch.stack([head(x) for head in self.heads], 1)
+
+
+def guided(logits: Tensor, guidance: float) -> Tensor:
+    """Logits [2 B, ..., V], first with labels and then without -> [B, ..., V] beyond the first; at 1, as they are.
+
+    Classifier-free guidance (Ho and Salimans 2022), in logits as MusicGen has it: without + guidance (with - without).
+    """
+    if guidance == 1:
+        return logits
+    told, untold = logits.float().chunk(2)
+    return untold + guidance * (told - untold)
 
 
 def draw(logits: Tensor, sampler: Sampler, noise: Tensor) -> Tensor:

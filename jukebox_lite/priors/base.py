@@ -15,6 +15,7 @@ class Sampler:
     temperature: float = 1.0  # 0 takes the likeliest
     top_k: int | None = None  # only the k likeliest
     top_p: float | None = None  # only the likeliest that together hold this much probability
+    guidance: float = 1.0  # how far to go from the logits without labels to those with them, and beyond; 1 is there
 
 
 @dataclass
