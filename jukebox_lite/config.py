@@ -67,6 +67,7 @@ class TrainConfig:
     prior: dict
     mixer: dict
     conditioner: dict
+    pattern: dict
     data: dict
     windows: dict
     optimizer: dict

@@ -274,6 +274,39 @@ def test_every_quantizer_is_one_word(world: World, quantizer: str):
         assert shapes == {level: [2, 2, STEPS[level]] for level in ("top", "middle")}
 
 
+@pytest.fixture(scope="module")
+def several_codebooks(world: World) -> str:
+    """The setting that names a codec of three residual codebooks a level."""
+    codec = ("quantizer=rvq", "quantizer.num_codebooks=3", "name=several_codebooks", "trainer.max_steps=1")
+    done = command("train.py", *world.codec(*codec))
+    assert done.code == 0, done.err
+    return f"codec.run={world.runs}/several_codebooks"
+
+
+@pytest.mark.parametrize("pattern", ["delay", "flatten"])
+def test_every_pattern_is_one_word(world: World, several_codebooks: str, pattern: str):
+    """From the code cache through two levels' priors to songs past their context, continued and guided."""
+    names = (f"{pattern}/top", f"{pattern}/middle")
+    for name in names:
+        level = name.partition("/")[2]
+        settings = (f"name={name}", f"pattern={pattern}", "trainer.max_steps=1", "prior.context_length=32")
+        done = command("train.py", *world.prior(level, several_codebooks, *settings))
+        assert done.code == 0, done.err
+    first = codes_of(
+        world, f"name={pattern}/sample", "sampler.temperature={top: 1, middle: 1, bottom: 1}", levels=names
+    )
+    assert {level: list(codes.shape) for level, codes in first.items()} == {
+        level: [2, 3, STEPS[level]] for level in ("top", "middle")
+    }
+    assert STEPS["middle"] > 32 and not torch.equal(first["top"][:, 0], first["top"][:, 1])
+    given = f"given.codes={world.runs / pattern / 'sample' / 'codes.safetensors'}"
+    guided = ("labels.genre=organ", "sampler.guidance=2", "seconds=0.48")
+    longer = codes_of(world, f"name={pattern}/longer", given, *guided, levels=names)
+    for level in ("top", "middle"):
+        assert longer[level].shape[-1] == STEPS[level] * 3 // 2
+        assert torch.equal(longer[level][..., : STEPS[level]], first[level])
+
+
 # --- sampling ------------------------------------------------------------------------------------------------------
 
 

@@ -47,6 +47,14 @@ def test_every_quantizer_is_one_word(name: str):
     assert config.build(cfg.quantizer)(dim=16).vectors().shape[-1] == 16
 
 
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "pattern").glob("*.yaml")))
+def test_every_pattern_is_one_word(name: str):
+    """Of experiment=prior; it can be built as it stands."""
+    cfg = experiment("prior", "data.root=music", f"pattern={name}")
+    config.check(cfg, config.TrainConfig)
+    assert config.build(cfg.prior.pattern, config.ROOMS).length(1, 5) == 5
+
+
 def test_sampling_fits_the_code():
     """conf/sample.yaml matches its schema once the priors are named."""
     config.check(composed("priors=[runs/top]", name="sample"), config.SampleConfig)

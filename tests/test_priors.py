@@ -1,6 +1,7 @@
 """Priors: learn by heart and say it again, keep what is given, draw from the right distribution."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -12,7 +13,8 @@ from jukebox_lite.nn.transformer import CausalAttention
 from jukebox_lite.priors.autoregressive import AutoregressivePrior, draw
 from jukebox_lite.priors.base import Sampler
 from jukebox_lite.priors.codes import CodeEmbedding, CodeVectors
-from jukebox_lite.priors.conditioning import Label, Labels, LevelAbove, Timing, condition
+from jukebox_lite.priors.conditioning import Label, Labels, LevelAbove, Timing
+from jukebox_lite.priors.patterns import Delay, Flatten, Parallel
 
 TOP = Level("top", vocab_size=5, channels=1, hop_length=16)
 BOTTOM = Level("bottom", vocab_size=7, channels=2, hop_length=4)
@@ -27,9 +29,13 @@ CONDITIONERS = {
 }
 
 
-def prior(level: str) -> AutoregressivePrior:
+PATTERNS = {"parallel": Parallel(), "delay": Delay(), "flatten": Flatten()}
+KINDS = [("top", "parallel"), *(("bottom", pattern) for pattern in PATTERNS)]
+
+
+def prior(level: str, pattern: str = "parallel") -> AutoregressivePrior:
     torch.manual_seed(0)
-    return AutoregressivePrior(16, 2, 2, 8, CausalAttention, FACTS[level], CONDITIONERS)
+    return AutoregressivePrior(16, 2, 2, 8, CausalAttention, FACTS[level], CONDITIONERS, pattern=PATTERNS[pattern])
 
 
 def window(level: str, batch: int = 2, seed: int = 0) -> Window:
@@ -49,10 +55,10 @@ def asked(whole: Window, level: str, given: int = 0) -> Window:
     return Window(codes | ({level: whole.codes[level][..., :given]} if given else {}), whole.labels)
 
 
-@pytest.mark.parametrize("level", ["top", "bottom"])
-def test_a_prior_learns_a_window_by_heart_and_says_it_again(level: str):
+@pytest.mark.parametrize(("level", "pattern"), KINDS)
+def test_a_prior_learns_a_window_by_heart_and_says_it_again(level: str, pattern: str):
     """After some steps on one window the loss is near zero, and at temperature 0 the window comes back."""
-    model, whole = prior(level), window(level, batch=1)
+    model, whole = prior(level, pattern), window(level, batch=1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(150):
         loss = model.loss(whole).total
@@ -65,39 +71,44 @@ def test_a_prior_learns_a_window_by_heart_and_says_it_again(level: str):
     assert torch.equal(said, whole.codes[level])
 
 
-@pytest.mark.parametrize("level", ["top", "bottom"])
-def test_training_starts_at_the_chance_line(level: str):
+@pytest.mark.parametrize(("level", "pattern"), KINDS)
+def test_training_starts_at_the_chance_line(level: str, pattern: str):
     """A new prior is exactly as surprised as a die: ln of the codebook size."""
-    loss = prior(level).loss(window(level))
+    loss = prior(level, pattern).loss(window(level))
     assert loss.total.item() == pytest.approx(math.log(FACTS[level].level.vocab_size), rel=1e-5)
     assert loss.metrics["chance"].item() == pytest.approx(loss.metrics["nats_per_token"].item(), rel=1e-5)
 
 
-def shaken(level: str) -> AutoregressivePrior:
+def shaken(level: str, pattern: str = "parallel") -> AutoregressivePrior:
     """A prior whose every parameter matters."""
-    model = prior(level).eval()
+    model = prior(level, pattern).eval()
     for index, parameter in enumerate(model.parameters()):
         torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(index))
     return model
 
 
 @pytest.mark.parametrize("given", [1, 5, 8])
-@pytest.mark.parametrize("level", ["top", "bottom"])
-def test_what_is_given_is_kept(level: str, given: int):
+@pytest.mark.parametrize(("level", "pattern"), KINDS)
+def test_what_is_given_is_kept(level: str, pattern: str, given: int):
     """Sampling begins with the codes it is given, and fills the rest of the window."""
-    whole, model = window(level), shaken(level)
+    whole, model = window(level), shaken(level, pattern)
     codes = model.sample(asked(whole, level, given), Sampler(), torch.rand(whole.codes[level].shape))
     assert torch.equal(codes[..., :given], whole.codes[level][..., :given])
-    assert codes.shape == whole.codes[level].shape and codes.max() < FACTS[level].level.vocab_size
+    assert codes.shape == whole.codes[level].shape
+    assert codes.min() >= 0 and codes.max() < FACTS[level].level.vocab_size
 
 
-@pytest.mark.parametrize("level", ["top", "bottom"])
-def test_sampling_sees_what_training_sees(level: str):
-    """Greedy sampling, which goes step by step, takes at each step the likeliest code of the all-at-once logits."""
-    model, whole = shaken(level), window(level)
-    codes = model.sample(asked(whole, level), Sampler(temperature=0.0), torch.rand(whole.codes[level].shape))
-    logits = logits_of(model, Window({**whole.codes, level: codes}, whole.labels))
-    assert torch.equal(logits.argmax(-1), codes)
+@pytest.mark.parametrize("given", [0, 3, 7])
+@pytest.mark.parametrize("sampler", [Sampler(temperature=0.0), Sampler()])
+@pytest.mark.parametrize(("level", "pattern"), KINDS)
+def test_sampling_sees_what_training_sees(level: str, pattern: str, sampler: Sampler, given: int):
+    """Sampling, which goes position by position, draws what the all-at-once logits of its codes give by its noise."""
+    model, whole = shaken(level, pattern), window(level)
+    noise = torch.rand(whole.codes[level].shape)
+    codes = model.sample(asked(whole, level, given), sampler, noise)
+    with torch.no_grad():
+        logits = model.logits(Window({**whole.codes, level: codes}, whole.labels))
+    assert torch.equal(draw(logits, sampler, noise)[..., given:], codes[..., given:])
 
 
 def test_sampling_is_a_function_of_its_noise():
@@ -111,27 +122,113 @@ def test_sampling_is_a_function_of_its_noise():
     assert torch.equal(model.sample(one, Sampler(), noise[1:2]), codes[1:2])
 
 
+# --- patterns ------------------------------------------------------------------------------------------------------
+
+Place = tuple[int, int]  # time step, codebook
+BEFORE: dict[str, Callable[[Place, Place], bool]] = {  # whether the code at one place is before that at the other
+    "parallel": lambda one, other: one[0] < other[0],
+    "delay": lambda one, other: sum(one) < sum(other),
+    "flatten": lambda one, other: one < other,
+}
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize(("num_codebooks", "num_steps"), [(1, 1), (1, 5), (4, 1), (3, 7), (8, 2)])
+def test_a_sequence_holds_every_code_once(pattern: str, num_codebooks: int, num_steps: int):
+    """Reverting gives back what was applied; nothing else is in the sequence, and no position is empty."""
+    codes = torch.arange(2 * num_codebooks * num_steps).view(2, num_codebooks, num_steps)
+    sequence = PATTERNS[pattern].apply(codes)
+    assert torch.equal(PATTERNS[pattern].revert(sequence, num_steps), codes)
+    assert torch.equal(sequence[sequence >= 0].sort().values, codes.flatten())
+    assert (sequence >= 0).any(1).all() and (sequence >= -1).all()
+    steps = PATTERNS[pattern].steps(num_codebooks, num_steps)
+    assert torch.equal(PATTERNS[pattern].apply(torch.arange(num_steps).expand(1, num_codebooks, -1))[0], steps)
+    if num_codebooks == 1:
+        assert torch.equal(sequence, codes)
+
+
+def test_patterns_are_those_of_the_paper():
+    """As in MusicGen's figure 1, of three steps and two codebooks."""
+    codes = torch.tensor([[[11, 12, 13], [21, 22, 23]]])
+    assert PATTERNS["parallel"].apply(codes).tolist() == [[[11, 12, 13], [21, 22, 23]]]
+    assert PATTERNS["delay"].apply(codes).tolist() == [[[11, 12, 13, -1], [-1, 21, 22, 23]]]
+    assert PATTERNS["flatten"].apply(codes).tolist() == [[[11, -1, 12, -1, 13, -1], [-1, 21, -1, 22, -1, 23]]]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_code_is_heard_by_those_after_it_and_by_no_other(pattern: str):
+    """Any code of two codebooks, changed, changes the logits of all that the pattern puts after it, and no bit else."""
+    model, whole = shaken("bottom", pattern), window("bottom", batch=1)
+    plain = model.logits(whole)
+    for j in range(2):
+        for u in range(8):
+            other = whole.codes["bottom"].clone()
+            other[0, j, u] = (other[0, j, u] + 1) % 7
+            changed = (model.logits(Window({**whole.codes, "bottom": other}, whole.labels)) != plain).any(-1)[0]
+            expected = [[BEFORE[pattern]((u, j), (t, k)) for t in range(8)] for k in range(2)]
+            assert changed.tolist() == expected, f"codebook {j}, step {u}"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_the_probabilities_of_all_songs_add_up_to_one(pattern: str):
+    """Every window of two steps of two codebooks of three codes: the chain rule leaves nothing out or in twice."""
+    level, conditioners = Level("x", vocab_size=3, channels=2, hop_length=4), {"labels": Labels}
+    torch.manual_seed(0)
+    facts = Facts(level, None, VOCABULARY)
+    model = AutoregressivePrior(16, 2, 2, 2, CausalAttention, facts, conditioners, pattern=PATTERNS[pattern])
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    codes = torch.cartesian_prod(*[torch.arange(3)] * 4).view(81, 2, 2)
+    logits = model.logits(Window({"x": codes}, window("top", batch=81).labels))
+    chosen = logits.log_softmax(-1).gather(-1, codes[..., None])[..., 0].sum((1, 2))
+    assert chosen.exp().sum().item() == pytest.approx(1, abs=1e-5)
+    assert chosen.exp().std() > 1e-3, "some songs are likelier than others"
+
+
+@pytest.mark.parametrize("pattern", ["delay", "flatten"])
+def test_with_one_codebook_all_patterns_are_the_same(pattern: str):
+    """Bit for bit: what is learnt and what is drawn."""
+    one, other, whole = shaken("top"), shaken("top", pattern), window("top")
+    noise = torch.rand(whole.codes["top"].shape)
+    assert torch.equal(one.logits(whole), other.logits(whole)) and one.loss(whole).total == other.loss(whole).total
+    songs = [model.sample(asked(whole, "top", 2), Sampler(), noise) for model in (one, other)]
+    assert torch.equal(*songs)
+
+
+def test_only_a_pattern_that_knows_can_learn_how_codebooks_agree():
+    """Of two codebooks that are always equal, and else random, the second is free to who knows the first."""
+    level = Level("x", vocab_size=4, channels=2, hop_length=4)
+    found = {}
+    for name, pattern in PATTERNS.items():
+        torch.manual_seed(0)
+        model = AutoregressivePrior(16, 1, 2, 8, CausalAttention, Facts(level), {}, pattern=pattern)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        for _ in range(150):
+            loss = model.loss(Window({"x": torch.randint(4, (16, 1, 8)).expand(-1, 2, -1)})).total
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        found[name] = loss.item()
+    assert found["parallel"] > 0.95 * math.log(4)
+    assert found["delay"] < 0.6 * math.log(4) and found["flatten"] < 0.6 * math.log(4)
+
+
 # --- guidance ------------------------------------------------------------------------------------------------------
 
 
-def logits_of(model: AutoregressivePrior, whole: Window) -> torch.Tensor:
-    """All-at-once logits [B, K, T, V] of a whole window."""
-    codes = whole.codes[model.facts.level.name]
-    conditioning = condition(model.conditioners.values(), whole, codes.shape[-1])
-    with torch.no_grad():
-        return model.logits(model.transformer(model.inputs(codes[..., :-1], conditioning, 0))[0])
-
-
+@torch.no_grad()
 @pytest.mark.parametrize("guidance", [0.0, 0.5, 2.0, 5.0])
-@pytest.mark.parametrize("level", ["top", "bottom"])
-def test_guidance_is_its_formula_on_two_logits(level: str, guidance: float):
+@pytest.mark.parametrize(("level", "pattern"), KINDS)
+def test_guidance_is_its_formula_on_two_logits(level: str, pattern: str, guidance: float):
     """Greedy songs are the likeliest codes by without + g (with - without), each computed alone; g of 0 is without."""
-    model, whole = shaken(level), window(level)
+    model, whole = shaken(level, pattern), window(level)
     noise = torch.rand(whole.codes[level].shape)
     codes = model.sample(asked(whole, level, 2), Sampler(temperature=0.0, guidance=guidance), noise)
     said = Window({**whole.codes, level: codes}, whole.labels)
     silent = Window(said.codes, {**said.labels, "genre": torch.zeros(2, 1, dtype=torch.int64)})
-    told, untold = logits_of(model, said), logits_of(model, silent)
+    told, untold = model.logits(said), model.logits(silent)
     expected = (untold + guidance * (told - untold)).argmax(-1)
     assert torch.equal(codes[..., 2:], expected[..., 2:]) and torch.equal(codes[..., :2], whole.codes[level][..., :2])
     assert not torch.equal(expected, told.argmax(-1)), "the labels should matter"

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -11,12 +12,15 @@ from torch import Tensor, nn
 from jukebox_lite.levels import Facts, Window
 from jukebox_lite.nn.transformer import Mixer, Transformer
 from jukebox_lite.priors.base import Loss, Prior, Sampler
-from jukebox_lite.priors.codes import CodeEmbedding, CodeHead, code_vectors, embed_all
+from jukebox_lite.priors.codes import NO_CODE, CodeEmbedding, CodeHead, code_vectors, embed_all
 from jukebox_lite.priors.conditioning import Conditioner, Conditioning, condition
+from jukebox_lite.priors.patterns import Parallel, Pattern
+
+_PARALLEL = Parallel()
 
 
 class AutoregressivePrior(Prior):
-    """A transformer over one level's codes; the K codebooks of a step are drawn together, given the steps before.
+    """A transformer over one level's codes, whose K codebooks lie along its sequence as `pattern` says.
 
     The top prior and the upsamplers differ only in `facts`: an upsampler has a level above.
     """
@@ -31,54 +35,78 @@ class AutoregressivePrior(Prior):
         facts: Facts,
         conditioners: dict[str, Callable[..., Conditioner]],
         dropout: float = 0.0,
+        pattern: Pattern = _PARALLEL,
     ):
         super().__init__()
-        self.facts, self.context_length = facts, context_length
+        self.facts, self.context_length, self.pattern = facts, context_length, pattern
         level = facts.level
         vectors = code_vectors(facts.vectors.get(level.name), level.channels)
         self.embeddings = nn.ModuleList(CodeEmbedding(level.codebook_size, dim, each) for each in vectors)
         self.heads = nn.ModuleList(CodeHead(dim, level.codebook_size, each) for each in vectors)
         self.start = nn.Parameter(torch.zeros(dim))
-        self.transformer = Transformer(dim, depth, num_heads, context_length, mixer, dropout)
+        max_length = pattern.length(level.channels, context_length)
+        self.transformer = Transformer(dim, depth, num_heads, max_length, mixer, dropout)
         self.conditioners = nn.ModuleDict({name: make(dim=dim, facts=facts) for name, make in conditioners.items()})
 
     def loss(self, window: Window) -> Loss:
         """Mean nats per token of window.codes[level] [B, K, T], and the chance line beside it."""
-        codes = window.codes[self.facts.level.name]
-        x = self.inputs(codes[..., :-1], condition(self.conditioners.values(), window, codes.shape[-1]), 0)
-        logits = self.logits(self.transformer(x)[0])
-        nats = F.cross_entropy(rearrange(logits.float(), "b k t v -> b v k t"), codes)
+        logits = self.logits(window).float()
+        nats = F.cross_entropy(rearrange(logits, "b k t v -> b v k t"), window.codes[self.facts.level.name])
         chance = torch.full_like(nats, math.log(self.facts.level.codebook_size))
         return Loss(nats, {"nats_per_token": nats.detach(), "chance": chance})
 
+    def logits(self, window: Window) -> Tensor:
+        """Of every code of a whole window, given the codes at the positions before its own: [B, K, T, V]."""
+        codes = window.codes[self.facts.level.name]
+        num_steps = codes.shape[-1]
+        past = self.pattern.apply(codes)[..., :-1]
+        y, _ = self.transformer(self._inputs(past, self._conditioning(window, num_steps), 0))
+        positions = self.pattern.positions(len(self.heads), num_steps, y.device)
+        return torch.stack([head(y[:, own]) for head, own in zip(self.heads, positions, strict=True)], 1)
+
     @torch.no_grad()
     def sample(self, window: Window, sampler: Sampler, noise: Tensor) -> Tensor:
-        """Codes [B, K, T] drawn with `noise` [B, K, T], step by step after those that the window gives."""
-        length = noise.shape[-1]
-        given = window.codes.get(self.facts.level.name)
-        done = 0 if given is None else given.shape[-1]
-        codes = torch.empty(noise.shape, dtype=torch.int64, device=noise.device)
+        """Codes [B, K, T] drawn with `noise` [B, K, T], position by position after those that the window gives."""
+        given, num_steps = window.codes.get(self.facts.level.name), noise.shape[-1]
+        codes = torch.full(noise.shape, NO_CODE, device=noise.device)
         if given is not None:
-            codes[..., :done] = given
-        if done >= length:
+            codes[..., : given.shape[-1]] = given
+        sequence, noise = self.pattern.apply(codes), self.pattern.apply(noise)
+        missing = self._missing(num_steps, 0 if given is None else given.shape[-1])
+        if not missing:
             return codes
         copies = 1 if sampler.guidance == 1 else 2  # the second is not told its labels
         told = window if copies == 1 else window.beside(self.facts.untold(window))
-        conditioning = condition(self.conditioners.values(), told, length)
-        states = self.transformer.empty_state(copies * len(codes), length)
-        x = self.inputs(codes[..., :done].repeat(copies, 1, 1), conditioning, 0)  # the given steps in one pass
-        for step in range(done, length):
-            y, states = self.transformer(x, states)
-            logits = self.logits(y[:, -1:])[:, :, 0]
-            codes[..., step] = draw(guided(logits, sampler.guidance), sampler, noise[..., step])
-            if step + 1 < length:
-                x = self.inputs(codes[..., step : step + 1].repeat(copies, 1, 1), conditioning, step + 1)
-        return codes
+        conditioning = self._conditioning(told, num_steps)
+        states = self.transformer.empty_state(copies * len(codes), sequence.shape[-1])
+        done = 0
+        for position, codebooks in missing.items():
+            past = sequence[..., max(done - 1, 0) : position].repeat(copies, 1, 1)
+            y, states = self.transformer(self._inputs(past, conditioning, done), states)
+            logits = torch.stack([self.heads[k](y[:, -1]) for k in codebooks], 1)
+            drawn = draw(guided(logits, sampler.guidance), sampler, noise[:, codebooks, position])
+            sequence[:, codebooks, position] = drawn
+            done = position + 1
+        return self.pattern.revert(sequence, num_steps)
 
-    def inputs(self, past: Tensor, conditioning: Conditioning, first: int) -> Tensor:
-        """What predicts steps `first`, first + 1, ... [B, T, D], from the codes before them [B, K, T].
+    def _missing(self, num_steps: int, given: int) -> dict[int, list[int]]:
+        """The positions at which codes are to be drawn, in their order, and of which codebooks."""
+        by_position = (self.pattern.steps(len(self.heads), num_steps) >= given).T.tolist()
+        drawn = {place: [k for k, wanted in enumerate(row) if wanted] for place, row in enumerate(by_position)}
+        return {place: codebooks for place, codebooks in drawn.items() if codebooks}
 
-        Step 0 is predicted from the start vector, so at `first` 0 there is one more input than codes. The aligned
+    def _conditioning(self, window: Window, num_steps: int) -> Conditioning:
+        """What is known of a window, aligned with the positions: each hears of the newest time step it predicts."""
+        known = condition(self.conditioners.values(), window, num_steps)
+        if known.aligned is None:
+            return known
+        newest = self.pattern.steps(len(self.heads), num_steps, known.aligned.device).amax(0)
+        return replace(known, aligned=known.aligned[:, newest])
+
+    def _inputs(self, past: Tensor, conditioning: Conditioning, first: int) -> Tensor:
+        """What predicts positions `first`, first + 1, ... [B, S, D], from the codes before each of them [B, K, S].
+
+        Position 0 is predicted from the start vector, so at `first` 0 there is one more input than codes. The aligned
         conditioning is that of the step predicted, not of the step before (Jukebox does the same).
         """
         x = embed_all(self.embeddings, past)
@@ -89,10 +117,6 @@ class AutoregressivePrior(Prior):
         if conditioning.aligned is not None:
             x = x + conditioning.aligned[:, first : first + x.shape[1]]
         return x
-
-    def logits(self, x: Tensor) -> Tensor:
-        """[B, T, D] -> [B, K, T, V]"""
-        return torch.stack([head(x) for head in self.heads], 1)
 
 
 def guided(logits: Tensor, guidance: float) -> Tensor:

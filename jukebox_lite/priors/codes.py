@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+NO_CODE = -1  # where a codebook has nothing to say
 EMBEDDING_SCALE = 0.02  # standard deviation of every embedding at the start
 
 
@@ -71,7 +72,7 @@ def code_vectors(vectors: Tensor | None, num_codebooks: int) -> list[CodeVectors
 
 
 def embed_all(embeddings: nn.ModuleList, codes: Tensor) -> Tensor:
-    """Codes [B, K, T] -> [B, T, D], summed over the codebooks."""
-    return torch.stack(
-        [embed(each) for embed, each in zip(embeddings, rearrange(codes, "b k t -> k b t"), strict=True)]
-    ).sum(0)
+    """Codes [B, K, T] -> [B, T, D], summed over the codebooks; NO_CODE adds nothing."""
+    present = rearrange(codes != NO_CODE, "b k t -> k b t 1")
+    rows = rearrange(codes.clamp(min=0), "b k t -> k b t")
+    return torch.stack([embed(row) * here for embed, row, here in zip(embeddings, rows, present, strict=True)]).sum(0)
