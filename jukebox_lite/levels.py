@@ -5,7 +5,7 @@ Shapes, everywhere in the package:
     K codebooks    D features    V vocabulary    H heads    S memory steps
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -85,10 +85,10 @@ class Facts:
         """Steps of this level per step of the level above; 1 at the top."""
         return self.above.samples_per_step // self.level.samples_per_step if self.above else 1
 
-    def untold(self, window: Window) -> Window:
-        """The same window with every label UNKNOWN; its codes and times stay."""
-        unknown = {name: untold(values) for name, values in window.labels.items() if name in self.vocabulary}
-        return Window(window.codes, {**window.labels, **unknown})
+    def untold(self, window: Window, labels: Collection[str] | None = None) -> Window:
+        """The same window with these labels, or all of the vocabulary, UNKNOWN; its codes and times stay."""
+        names = self.vocabulary if labels is None else labels
+        return Window(window.codes, {**window.labels, **{name: _unknown(window.labels[name]) for name in names}})
 
     def indices(self, labels: Mapping[str, Sequence[str]]) -> dict[str, Tensor]:
         """Each song's values of every label of the vocabulary, as indices [B, M] int64.
@@ -116,8 +116,8 @@ def split_values(text: str) -> list[str]:
     return sorted({value for part in text.split(";") if (value := part.strip())})
 
 
-def untold(indices: Tensor) -> Tensor:
-    """A label's indices [B, M] as they are of songs whose values are UNKNOWN."""
+def _unknown(indices: Tensor) -> Tensor:
+    """A label's indices [B, M] as they are of songs that have no value of it."""
     unknown = torch.full_like(indices, NO_VALUE)
     unknown[:, 0] = 0
     return unknown

@@ -20,7 +20,7 @@ from jukebox_lite.errors import InputError
 from jukebox_lite.generation.complete import complete, samplers, windows
 from jukebox_lite.generation.songs import encode_given, read_codes, save_codes, steps_for, write_songs
 from jukebox_lite.levels import UNKNOWN, Codes, Facts, Level, Window
-from jukebox_lite.priors.base import Loss, Prior, Sampler
+from jukebox_lite.priors.base import Prior, Sampler
 
 VOCAB_SIZE = 1 << 20
 LEVELS = tuple(Level(name, VOCAB_SIZE, 1, hop) for name, hop in (("top", 128), ("middle", 32), ("bottom", 8)))
@@ -56,7 +56,7 @@ class FakePrior(Prior):
         self.context_length = context_length
         self.asked: list[Window] = []
 
-    def loss(self, window: Window) -> Loss:
+    def nats(self, window: Window) -> Tensor:
         raise NotImplementedError
 
     def sample(self, window: Window, _sampler: Sampler, noise: Tensor) -> Tensor:

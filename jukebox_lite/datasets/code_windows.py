@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from jukebox_lite.codecs.base import Codec
-from jukebox_lite.datasets.code_cache import CodeCache
+from jukebox_lite.datasets.code_cache import CachedSong, CodeCache
 from jukebox_lite.datasets.songs import Songs
 from jukebox_lite.datasets.spans import draw_spans, generator_of
 from jukebox_lite.errors import InputError
-from jukebox_lite.levels import Facts, Window, split_values, untold
+from jukebox_lite.levels import Facts, Window, split_values
 
 _MOST_VALUES = 8  # of a label that are listed
 
@@ -58,42 +58,52 @@ class CodeWindows:
             )
         lengths = [song.length * steps_per_coarse // ratio for song in songs]
         spans = draw_spans(lengths, context_length // ratio, self.batch_size, self.seed, split, step)
-        picks = [(songs[index], start) for index, start in spans]  # starts in steps of the level above
-        codes = {level.name: [self.cache.codes(song, level, start * ratio, context_length) for song, start in picks]}
+        window = self.cut([(songs[index], start * ratio) for index, start in spans], facts, context_length)
+        return self._dropped(window, facts, step) if split == "train" else window
+
+    def cut(self, picks: Sequence[tuple[CachedSong, int]], facts: Facts, length: int) -> Window:
+        """`length` steps of the level [B, K, T] from each (song, step), and the same seconds of the level above.
+
+        Each step, and the length, are multiples of `facts.ratio`.
+        """
+        level, ratio = facts.level, facts.ratio
+        codes = {level.name: [self.cache.codes(song, level, start, length) for song, start in picks]}
         if above := facts.above:
-            codes[above.name] = [self.cache.codes(song, above, start, context_length // ratio) for song, start in picks]
-        labels = facts.indices({name: [self._known(name, song.name) for song, _ in picks] for name in self.vocabulary})
-        if split == "train":
-            labels = self._dropped(labels, step)
+            codes[above.name] = [self.cache.codes(song, above, at // ratio, length // ratio) for song, at in picks]
+        texts = {
+            name: ["; ".join(self.known(song.name, name, facts)) for song, _ in picks] for name in facts.vocabulary
+        }
         step_seconds = level.samples_per_step * self.seconds_per_sample
-        start_seconds = torch.tensor([start * ratio * step_seconds for _, start in picks])
-        labels |= {
+        start_seconds = torch.tensor([start * step_seconds for _, start in picks])
+        times = {
             "start_seconds": start_seconds,
-            "end_seconds": start_seconds + context_length * step_seconds,
+            "end_seconds": start_seconds + length * step_seconds,
             "total_seconds": torch.tensor([song.seconds for song, _ in picks]),
         }
-        return Window({name: torch.stack(parts) for name, parts in codes.items()}, labels)
+        return Window({name: torch.stack(parts) for name, parts in codes.items()}, facts.indices(texts) | times)
 
     def summary(self) -> str:
         """A line a label for people: the values that the training songs have of it."""
         return "\n".join(f"  label {name}: {_listed(values[1:])}" for name, values in self.vocabulary.items())
 
-    def _dropped(self, labels: dict[str, Tensor], step: int) -> dict[str, Tensor]:
-        """Labels [B, M] as a training step is told them: some windows of no label, others not of each."""
+    def _dropped(self, window: Window, facts: Facts, step: int) -> Window:
+        """A window as a training step is told it: of some songs no label, of others not each."""
 
         def kept(*what: str) -> Tensor:
             generator = generator_of(self.seed, *what, step)
             return torch.rand(self.batch_size, 1, generator=generator) >= self.label_dropout
 
-        any_kept = kept("all labels")
-        return {
-            name: torch.where(any_kept & kept("label", name), values, untold(values)) for name, values in labels.items()
+        any_kept, silent = kept("all labels"), facts.untold(window)
+        labels = {
+            name: torch.where(any_kept & kept("label", name), window.labels[name], silent.labels[name])
+            for name in facts.vocabulary
         }
+        return Window(window.codes, window.labels | labels)
 
-    def _known(self, label: str, song: str) -> str:
-        """The song's values of a label, without those that the training split has none like."""
+    def known(self, song: str, label: str, facts: Facts) -> list[str]:
+        """A song's values of a label, without those that the vocabulary lacks."""
         values = split_values(self.labels[song].get(label, ""))
-        return "; ".join(value for value in values if value in self.vocabulary[label])
+        return [value for value in values if value in facts.vocabulary[label]]
 
 
 def _listed(values: Sequence[str]) -> str:

@@ -1,8 +1,9 @@
-"""Pictures of how a codec reconstructs: where in the spectrum it errs, its figures by level, an example."""
+"""Pictures of how a codec reconstructs (spectra, figures side by side, an example) and of how a prior predicts."""
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from jukebox_lite.files import write_bytes
 from jukebox_lite.metrics.signal import power_spectrogram
 
 _SOFTEST_DB = -100.0
+_STRETCHES = 64  # of a window, over which a noisy curve is averaged
 
 
 def draw_spectra(path: Path, spectra: Mapping[str, Tensor], sample_rate: int) -> None:
@@ -41,6 +43,36 @@ def draw_bars(path: Path, figures: Mapping[str, Mapping[str, float]]) -> None:
         axes.bar_label(bars, fmt="%.3g", fontsize=8)
         axes.set_title(name, fontsize=9)
         axes.margins(y=0.2)
+    _save(figure, path)
+
+
+def draw_places(path: Path, nats: Sequence[float], chance: float, step_seconds: float) -> None:
+    """Writes a PNG of nats per token by step of the window, as they are and as means over 64 stretches."""
+    figure = Figure(figsize=(8, 4), dpi=150, layout="constrained")
+    axes, values = figure.add_subplot(), np.asarray(nats)
+    edges = np.unique(np.linspace(0, len(values), min(_STRETCHES, len(values)) + 1).round().astype(int))
+    means = [values[start:end].mean() for start, end in pairwise(edges)]
+    axes.plot(np.arange(len(values)) * step_seconds, values, color="#4c8dd6", alpha=0.3, linewidth=0.6)
+    axes.stairs(means, edges * step_seconds, color="#4c8dd6", baseline=None, linewidth=1.5, label="mean")
+    axes.axhline(chance, color="black", linestyle=":", linewidth=1.0, label="chance")
+    axes.set(xlabel="seconds into the window", ylabel="nats per token", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    _save(figure, path)
+
+
+def draw_values(path: Path, nats: Mapping[str, Mapping[str, float]], mean: float) -> None:
+    """Writes a PNG with bars of nats per token by value, a picture below the other for each label."""
+    heights = [1 + 0.25 * len(values) for values in nats.values()]
+    figure = Figure(figsize=(8, sum(heights)), dpi=150, layout="constrained")
+    grid = figure.subplots(len(nats), 1, squeeze=False, height_ratios=heights, sharex=True)[:, 0]
+    for axes, (label, values) in zip(grid, nats.items(), strict=True):
+        bars = axes.barh(list(values), list(values.values()), color="#4c8dd6")
+        axes.bar_label(bars, fmt="%.3f", fontsize=8, padding=2)
+        axes.axvline(mean, color="black", linestyle=":", linewidth=1.0)
+        axes.invert_yaxis()
+        axes.set_title(label, fontsize=9)
+    grid[-1].set_xlabel("nats per token; dotted: mean of all songs")
     _save(figure, path)
 
 

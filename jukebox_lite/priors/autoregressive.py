@@ -1,6 +1,5 @@
 """The next step given the past: Jukebox's priors and upsamplers (section 4), one class for both."""
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from jukebox_lite.levels import Facts, Window
 from jukebox_lite.nn.transformer import Mixer, Transformer
-from jukebox_lite.priors.base import Loss, Prior, Sampler
+from jukebox_lite.priors.base import Prior, Sampler
 from jukebox_lite.priors.codes import NO_CODE, CodeEmbedding, CodeHead, code_vectors, embed_all
 from jukebox_lite.priors.conditioning import Conditioner, Conditioning, condition
 from jukebox_lite.priors.patterns import Parallel, Pattern
@@ -48,12 +47,9 @@ class AutoregressivePrior(Prior):
         self.transformer = Transformer(dim, depth, num_heads, max_length, mixer, dropout)
         self.conditioners = nn.ModuleDict({name: make(dim=dim, facts=facts) for name, make in conditioners.items()})
 
-    def loss(self, window: Window) -> Loss:
-        """Mean nats per token of window.codes[level] [B, K, T], and the chance line beside it."""
-        logits = self.logits(window).float()
-        nats = F.cross_entropy(rearrange(logits, "b k t v -> b v k t"), window.codes[self.facts.level.name])
-        chance = torch.full_like(nats, math.log(self.facts.level.codebook_size))
-        return Loss(nats, {"nats_per_token": nats.detach(), "chance": chance})
+    def nats(self, window: Window) -> Tensor:
+        logits = rearrange(self.logits(window).float(), "b k t v -> b v k t")
+        return F.cross_entropy(logits, window.codes[self.facts.level.name], reduction="none")
 
     def logits(self, window: Window) -> Tensor:
         """Of every code of a whole window, given the codes at the positions before its own: [B, K, T, V]."""

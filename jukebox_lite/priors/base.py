@@ -1,8 +1,10 @@
 """What every prior promises: a loss on a window, and the window's level filled in."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from jukebox_lite.levels import Facts, Window
@@ -33,8 +35,14 @@ class Prior(nn.Module, ABC):
     context_length: int  # time steps of its level in a window
 
     @abstractmethod
+    def nats(self, window: Window) -> Tensor:
+        """How surprising each of the level's codes is, given what the prior knows when it draws it: [B, K, T]."""
+
     def loss(self, window: Window) -> Loss:
-        """How surprising the level's codes [B, K, T] are, in nats."""
+        """Mean nats per token of window.codes[level] [B, K, T], and the chance line beside it."""
+        nats = self.nats(window).mean()
+        chance = torch.full_like(nats, math.log(self.facts.level.codebook_size))
+        return Loss(nats, {"nats_per_token": nats.detach(), "chance": chance})
 
     @abstractmethod
     def sample(self, window: Window, sampler: Sampler, noise: Tensor) -> Tensor:
