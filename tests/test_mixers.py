@@ -6,16 +6,31 @@ import pytest
 import torch
 from torch import Tensor
 
-from jukebox_lite.nn.transformer import CausalAttention, Rotary, Transformer
+from jukebox_lite.errors import InputError
+from jukebox_lite.nn.reach import Beginning, Column, Past, PreviousRow, Reach, Row, RowEnds
+from jukebox_lite.nn.transformer import CausalAttention, FactoredAttention, Rotary, Transformer
 
-MIXERS = {"causal": CausalAttention}
+MIXERS = {
+    "causal": CausalAttention,
+    "factored": partial(FactoredAttention, row_length=4),
+    "factored, the last row short": partial(FactoredAttention, row_length=5),
+}
 LENGTH = 12
+ROW = 4
+REACHES = {  # and whether a step, the second, meets another, the first
+    "past": (Past(), lambda step, other: other <= step),
+    "row": (Row(ROW), lambda step, other: (other <= step) & (step // ROW == other // ROW)),
+    "column": (Column(ROW), lambda step, other: (other <= step) & (step % ROW == other % ROW)),
+    "previous row": (PreviousRow(ROW), lambda step, other: step // ROW == other // ROW + 1),
+    "row ends": (RowEnds(ROW), lambda step, other: (other // ROW < step // ROW) & (other % ROW == ROW - 1)),
+    "beginning": (Beginning(6), lambda step, other: (other <= step) & (other < 6)),
+}
 
 
 @pytest.fixture(params=MIXERS.values(), ids=MIXERS.keys())
 def transformer(request) -> Transformer:
     torch.manual_seed(0)
-    model = Transformer(16, 3, 2, LENGTH, partial(request.param)).eval()
+    model = Transformer(16, 3, 2, LENGTH, request.param).eval()
     for parameter in model.parameters():  # the zero-initialised matrices would hide everything
         torch.nn.init.normal_(parameter, std=0.3)
     return model
@@ -45,6 +60,70 @@ def test_the_gradient_from_the_future_is_exactly_zero(transformer: Transformer, 
     transformer(x)[0][:, step].square().sum().backward()
     assert torch.count_nonzero(x.grad[:, step + 1 :]) == 0
     assert (x.grad[:, : step + 1].abs().amax(-1) > 0).all()
+
+
+def heads(length: int, requires_grad: bool = False) -> Tensor:
+    """Queries, keys and values [3, B, H, T, E]."""
+    generator = torch.Generator().manual_seed(length)
+    return torch.randn(3, 2, 3, length, 8, generator=generator, dtype=torch.float64, requires_grad=requires_grad)
+
+
+@pytest.mark.parametrize("length", [1, 3, 4, 5, 8, 19, 24])
+@pytest.mark.parametrize(("reach", "meets"), REACHES.values(), ids=REACHES.keys())
+def test_a_reach_is_dense_attention_under_a_mask(reach: Reach, meets, length: int):
+    """Values and gradients; a step that meets nothing gets zero. Row ends have a zero key and value beside them."""
+    q, k, v = x = heads(length, requires_grad=True)
+    steps = torch.arange(length)
+    scores = (q @ k.mT / 8**0.5).masked_fill(~meets(steps[:, None], steps), -torch.inf)
+    if isinstance(reach, RowEnds):
+        scores, v = torch.cat([scores, torch.zeros_like(scores[..., :1])], -1), torch.cat([v, v[:, :, :1] * 0], 2)
+    wanted = scores.softmax(-1).nan_to_num() @ v
+    found = reach.attend(*x)
+    torch.testing.assert_close(found, wanted)
+    weights = torch.randn(wanted.shape, dtype=torch.float64)
+    wanted_gradient, gradient = (
+        torch.autograd.grad((y * weights).sum(), x, allow_unused=True, materialize_grads=True)[0]
+        for y in (wanted, found)
+    )
+    torch.testing.assert_close(gradient, wanted_gradient.nan_to_num())
+
+
+@pytest.mark.parametrize("pieces", [[1] * 19, [7, 1, 1, 2, 8], [3, 5, 11], [4, 4, 4, 4, 3], [18, 1]])
+@pytest.mark.parametrize("reach", [reach for reach, _ in REACHES.values()], ids=REACHES.keys())
+def test_a_reach_goes_on_from_its_memory(reach: Reach, pieces: list[int]):
+    """In any pieces what it gives at once, and as well with more room than is needed."""
+    x = heads(19)
+    for room in (19, 40):
+        memory, parts = reach.empty(x, 2, 3, room, 8), []
+        for part in x.split(pieces, 3):
+            y, memory = reach.go_on(*part, memory)
+            parts.append(y)
+        torch.testing.assert_close(torch.cat(parts, 2), reach.attend(*x))
+
+
+@pytest.mark.parametrize(
+    ("reach", "kept"), [(Row(ROW), ROW), (PreviousRow(ROW), 2 * ROW), (RowEnds(ROW), 5), (Beginning(6), 6)]
+)
+def test_a_reach_remembers_only_what_can_be_met(reach: Reach, kept: int):
+    """Of 19 steps a row, two rows, four ends and a zero, or the beginning."""
+    x = heads(19)
+    memory = reach.empty(x, 2, 3, 19, 8)
+    for part in x.split(1, 3):
+        _, memory = reach.go_on(*part, memory)
+    assert memory[0] == 19 and memory[1].shape == (2, 2, 3, kept, 8)
+
+
+def test_layers_of_factored_attention_differ():
+    """Row, column, the row before, and again."""
+    model = Transformer(16, 5, 2, LENGTH, partial(FactoredAttention, row_length=4))
+    kinds = [type(block.mixer.reach) for block in model.blocks]
+    assert kinds == [Row, Column, PreviousRow, Row, Column]
+
+
+def test_rows_without_steps_are_refused():
+    """One line tells what was given."""
+    with pytest.raises(InputError, match="row of 0 steps"):
+        Transformer(16, 1, 2, LENGTH, partial(FactoredAttention, row_length=0))
 
 
 def test_a_new_transformer_is_the_identity():

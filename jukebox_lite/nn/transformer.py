@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from jukebox_lite.errors import InputError
+from jukebox_lite.nn.reach import Column, Past, PreviousRow, Reach, Row
 
 State = Any  # each mixer's own
 
@@ -75,28 +76,40 @@ class AttentionHeads(nn.Module):
         return self.out(rearrange(y, "b h t d -> b t (h d)"))
 
 
-class CausalAttention(Mixer):
-    """Softmax attention over the whole past; the state is the past's keys and values."""
+class Attention(Mixer):
+    """Softmax attention to the steps within a reach; the state is what the reach remembers."""
 
-    def __init__(self, dim: int, num_heads: int, max_length: int):
+    def __init__(self, dim: int, num_heads: int, max_length: int, reach: Reach):
         super().__init__()
-        self.heads = AttentionHeads(dim, num_heads, max_length)
+        self.heads, self.reach = AttentionHeads(dim, num_heads, max_length), reach
 
     def empty_state(self, batch_size: int, length: int) -> State:
-        weight = self.heads.qkv.weight
-        shape = (2, batch_size, self.heads.num_heads, length, weight.shape[1] // self.heads.num_heads)
-        return 0, weight.new_empty(shape)
+        weight, num_heads = self.heads.qkv.weight, self.heads.num_heads
+        return self.reach.empty(weight, batch_size, num_heads, length, weight.shape[1] // num_heads)
 
     def forward(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:
         if state is None:
-            y = F.scaled_dot_product_attention(*self.heads.split(x, 0), is_causal=True)
-            return self.heads.merge(y), None
-        start, memory = state
-        end = start + x.shape[1]
-        q, memory[0, :, :, start:end], memory[1, :, :, start:end] = self.heads.split(x, start)
-        mask = None if end - start == 1 else torch.ones(end - start, end, dtype=torch.bool, device=x.device).tril(start)
-        y = F.scaled_dot_product_attention(q, memory[0, :, :, :end], memory[1, :, :, :end], attn_mask=mask)
-        return self.heads.merge(y), (end, memory)
+            return self.heads.merge(self.reach.attend(*self.heads.split(x, 0))), None
+        y, state = self.reach.go_on(*self.heads.split(x, state[0]), state)
+        return self.heads.merge(y), state
+
+
+class CausalAttention(Attention):
+    """Every layer attends to the whole past."""
+
+    def __init__(self, dim: int, num_heads: int, max_length: int, layer: int):
+        del layer
+        super().__init__(dim, num_heads, max_length, Past())
+
+
+class FactoredAttention(Attention):
+    """Layers in turn attend to their row of `row_length` steps, to their column, and to the row before.
+
+    Three layers see everything, at a cost of T sqrt(T) where rows are as long as there are rows (Jukebox, section 4.1).
+    """
+
+    def __init__(self, dim: int, num_heads: int, max_length: int, layer: int, row_length: int):
+        super().__init__(dim, num_heads, max_length, (Row, Column, PreviousRow)[layer % 3](row_length))
 
 
 class SquaredReLU(nn.Module):
@@ -136,7 +149,8 @@ class Transformer(nn.Module):
         self, dim: int, depth: int, num_heads: int, max_length: int, mixer: Callable[..., Mixer], dropout: float = 0.0
     ):
         super().__init__()
-        mixers = [mixer(dim=dim, num_heads=num_heads, max_length=max_length) for _ in range(depth)]
+        layers = range(depth)  # a mixer is told which layer it is in, so that layers can differ
+        mixers = [mixer(dim=dim, num_heads=num_heads, max_length=max_length, layer=layer) for layer in layers]
         self.blocks = nn.ModuleList(Block(dim, each, dropout) for each in mixers)
         self.norm = nn.RMSNorm(dim)
 

@@ -1,0 +1,214 @@
+"""Which steps of the past a step attends to: all of them, or few enough that a long context costs little.
+
+A sequence laid out in rows of equal length is attended to along its rows, along its columns, or over the row before,
+in turn (Jukebox, section 4.1, after the Sparse Transformer, Child et al. 2019). All at once this takes one small
+product per row or column and never a matrix of T by T; step by step, each kind remembers only what later steps can
+still see.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from jukebox_lite.errors import InputError
+
+Memory = tuple[int, Tensor]  # the steps seen so far, and their keys and values [2, B, H, S, E] as far as they are kept
+
+
+class Reach(ABC):
+    """The steps that a step's queries meet, itself or earlier ones. E is the width of a head."""
+
+    @abstractmethod
+    def empty(self, like: Tensor, batch_size: int, num_heads: int, length: int, head_dim: int) -> Memory:
+        """Nothing remembered yet, with room for what counts of `length` steps; of the kind of `like`."""
+
+    @abstractmethod
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """All at once, from step 0 on: three times [B, H, T, E] -> [B, H, T, E]."""
+
+    @abstractmethod
+    def go_on(self, q: Tensor, k: Tensor, v: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        """The same of the steps after those that the memory has seen. Writes into the memory given."""
+
+
+class _Recent(Reach):
+    """A reach of which the memory holds the last steps, each at its own place modulo the memory's size."""
+
+    @abstractmethod
+    def size(self, length: int) -> int:
+        """How many of `length` steps need to be kept."""
+
+    @abstractmethod
+    def first(self, step: int) -> int:
+        """The first step that `step` or a later one can meet; attending can begin there as at 0."""
+
+    @abstractmethod
+    def met(self, kept: Tensor, step: int) -> Tensor:
+        """What one step meets [2, B, H, M, E], itself included, of what is kept [2, B, H, S, E]."""
+
+    def empty(self, like: Tensor, batch_size: int, num_heads: int, length: int, head_dim: int) -> Memory:
+        return 0, like.new_zeros(2, batch_size, num_heads, self.size(length), head_dim)
+
+    def go_on(self, q: Tensor, k: Tensor, v: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        start, kept = memory
+        end, size = start + q.shape[2], kept.shape[3]
+        if end == start + 1:
+            kept[0, :, :, start % size], kept[1, :, :, start % size] = k[:, :, 0], v[:, :, 0]
+            return F.scaled_dot_product_attention(q, *self.met(kept, start)), (end, kept)
+        first = self.first(start)
+        whole = torch.cat([kept[:, :, :, _steps(first, start, q) % size], torch.stack([k, v])], 3)
+        y = self.attend(F.pad(q, (0, 0, start - first, 0)), *whole)[:, :, start - first :]
+        recent = max(first, end - size)
+        kept[:, :, :, _steps(recent, end, q) % size] = whole[:, :, :, recent - first :]
+        return y, (end, kept)
+
+
+class Past(_Recent):
+    """Everything up to the step itself."""
+
+    def size(self, length: int) -> int:
+        return length
+
+    def first(self, step: int) -> int:
+        del step
+        return 0
+
+    def met(self, kept: Tensor, step: int) -> Tensor:
+        return kept[:, :, :, : step + 1]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+class Row(_Recent):
+    """The step's own row, up to itself."""
+
+    def __init__(self, row_length: int):
+        self.row_length = _checked(row_length)
+
+    def size(self, length: int) -> int:
+        del length
+        return self.row_length
+
+    def first(self, step: int) -> int:
+        return step - step % self.row_length
+
+    def met(self, kept: Tensor, step: int) -> Tensor:
+        return kept[:, :, :, : step % self.row_length + 1]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        rows = (rearrange(_rows(x, self.row_length), "b h r c e -> (b r) h c e") for x in (q, k, v))
+        y = F.scaled_dot_product_attention(*rows, is_causal=True)
+        return rearrange(y, "(b r) h c e -> b h (r c) e", b=len(q))[:, :, : q.shape[2]]
+
+
+class Column(_Recent):
+    """The steps at the same place of this row and of every row before."""
+
+    def __init__(self, row_length: int):
+        self.row_length = _checked(row_length)
+
+    def size(self, length: int) -> int:
+        return length
+
+    def first(self, step: int) -> int:
+        del step
+        return 0
+
+    def met(self, kept: Tensor, step: int) -> Tensor:
+        return kept[:, :, :, step % self.row_length : step + 1 : self.row_length]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        columns = (rearrange(_rows(x, self.row_length), "b h r c e -> (b c) h r e") for x in (q, k, v))
+        y = F.scaled_dot_product_attention(*columns, is_causal=True)
+        return rearrange(y, "(b c) h r e -> b h (r c) e", b=len(q))[:, :, : q.shape[2]]
+
+
+class PreviousRow(_Recent):
+    """All of the row before; the first row meets nothing, which is zero."""
+
+    def __init__(self, row_length: int):
+        self.row_length = _checked(row_length)
+
+    def size(self, length: int) -> int:
+        del length
+        return 2 * self.row_length
+
+    def first(self, step: int) -> int:
+        return max(0, step - step % self.row_length - self.row_length)
+
+    def met(self, kept: Tensor, step: int) -> Tensor:
+        before = (step // self.row_length - 1) % 2 * self.row_length
+        return kept[:, :, :, before : before + self.row_length]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        here = rearrange(_rows(q, self.row_length)[:, :, 1:], "b h r c e -> (b r) h c e")
+        before = (rearrange(_rows(x, self.row_length)[:, :, :-1], "b h r c e -> (b r) h c e") for x in (k, v))
+        y = rearrange(F.scaled_dot_product_attention(here, *before), "(b r) h c e -> b h (r c) e", b=len(q))
+        return F.pad(y, (0, 0, self.row_length, 0))[:, :, : q.shape[2]]
+
+
+class RowEnds(Reach):
+    """The last step of every row before the step's own, and a zero, which the first row meets alone."""
+
+    def __init__(self, row_length: int):
+        self.row_length = _checked(row_length)
+
+    def empty(self, like: Tensor, batch_size: int, num_heads: int, length: int, head_dim: int) -> Memory:
+        return 0, like.new_zeros(2, batch_size, num_heads, 1 + length // self.row_length, head_dim)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        batch_size, num_heads, length, head_dim = q.shape
+        return self.go_on(q, k, v, self.empty(q, batch_size, num_heads, length, head_dim))[0]
+
+    def go_on(self, q: Tensor, k: Tensor, v: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        start, kept = memory
+        end, until_end = start + q.shape[2], self.row_length - 1 - start % self.row_length
+        ends = torch.stack([k, v])[:, :, :, until_end :: self.row_length]
+        slot = 1 + start // self.row_length
+        kept = torch.cat([kept[:, :, :, :slot], ends, kept[:, :, :, slot + ends.shape[3] :]], 3)
+        rows = _steps(start, end, q) // self.row_length
+        met = torch.arange(1 + (end - 1) // self.row_length, device=q.device) <= rows[:, None]
+        return F.scaled_dot_product_attention(q, *kept[:, :, :, : met.shape[1]], attn_mask=met), (end, kept)
+
+
+class Beginning(Reach):
+    """The first `length` steps of the sequence, up to the step itself."""
+
+    def __init__(self, length: int):
+        self.length = _checked(length)
+
+    def empty(self, like: Tensor, batch_size: int, num_heads: int, length: int, head_dim: int) -> Memory:
+        del length
+        return 0, like.new_empty(2, batch_size, num_heads, 0, head_dim)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        batch_size, num_heads, length, head_dim = q.shape
+        return self.go_on(q, k, v, self.empty(q, batch_size, num_heads, length, head_dim))[0]
+
+    def go_on(self, q: Tensor, k: Tensor, v: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        start, kept = memory
+        end = start + q.shape[2]
+        if start < self.length:
+            kept = torch.cat([kept, torch.stack([k, v])[:, :, :, : self.length - start]], 3)
+        met = torch.arange(kept.shape[3], device=q.device) <= _steps(start, end, q)[:, None]
+        return F.scaled_dot_product_attention(q, *kept, attn_mask=met), (end, kept)
+
+
+def _checked(length: int) -> int:
+    if length < 1:
+        raise InputError(f"a row of {length} steps: expected 1 or more")
+    return length
+
+
+def _steps(start: int, end: int, like: Tensor) -> Tensor:
+    return torch.arange(start, end, device=like.device)
+
+
+def _rows(x: Tensor, row_length: int) -> Tensor:
+    """[B, H, T, E] -> [B, H, R, C, E]; the last row is filled up with zeros, a single one is as long as it is."""
+    row_length = min(row_length, x.shape[2])
+    return rearrange(F.pad(x, (0, 0, 0, -x.shape[2] % row_length)), "b h (r c) e -> b h r c e", c=row_length)
