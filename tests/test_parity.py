@@ -21,6 +21,7 @@ from jukebox_lite.codecs.jukebox_vq import JukeboxVQ
 from jukebox_lite.codecs.vqvae import HierarchicalVQVAE
 from jukebox_lite.errors import InputError
 from jukebox_lite.interop import openai
+from jukebox_lite.interop.openai.vqvae import keys_of, shape_of
 from jukebox_lite.losses import (
     MagnitudeDistance,
     ReconstructionLoss,
@@ -155,8 +156,7 @@ def test_a_training_step_is_the_originals(golden: Golden):
 def check_gradients(codec: HierarchicalVQVAE, golden: Golden) -> None:
     """Norm and sum of every parameter's gradient are the original's; gradients take the way of weights."""
     found = {ours: parameter.grad for ours, parameter in codec.named_parameters()}
-    shape = openai._shape(golden.hps)
-    keys = {theirs: ours for theirs, ours in openai._keys(shape) if ours in found}
+    keys = {theirs: ours for theirs, ours in keys_of(shape_of(golden.hps)) if ours in found}
     assert set(keys) == set(golden.figures["grads"]) and set(keys.values()) == set(found)
     for theirs, wanted in golden.figures["grads"].items():
         gradient = found[keys[theirs]]

@@ -81,31 +81,35 @@ def activation(name: str, dim: int) -> nn.Module:
 
 
 class ResidualConv(nn.Module):
-    """x + conv1(f(conv3(f(x)))), the inner convolution dilated; f the activation. [B, D, 1, T] -> [B, D, 1, T]."""
+    """x + scale * conv1(f(conv3(f(x)))), the inner one dilated; f the activation. [B, D, 1, T] -> [B, D, 1, T]."""
 
-    def __init__(self, dim: int, inner_dim: int, dilation: int, function: str):
+    def __init__(self, dim: int, inner_dim: int, dilation: int, function: str, scale: float):
         super().__init__()
+        self.scale = scale
         self.before, self.between = activation(function, dim), activation(function, inner_dim)
         self.dilated = conv(dim, inner_dim, 3, padding=dilation, dilation=dilation)
         self.pointwise = conv(inner_dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.pointwise(self.between(self.dilated(self.before(x))))
+        return torch.add(x, self.pointwise(self.between(self.dilated(self.before(x)))), alpha=self.scale)
 
 
 class ResidualStack(nn.Sequential):
     """Residual convolutions of these dilations, one after the other. [B, D, 1, T] -> [B, D, 1, T]."""
 
-    def __init__(self, dim: int, inner_dim: int, dilations: Sequence[int], function: str = "relu"):
-        super().__init__(*(ResidualConv(dim, inner_dim, dilation, function) for dilation in dilations))
-        self.rectifies = function == "relu"
+    def __init__(self, dim: int, inner_dim: int, dilations: Sequence[int], function: str = "relu", scale: float = 1.0):
+        super().__init__(*(ResidualConv(dim, inner_dim, dilation, function, scale) for dilation in dilations))
+        self.rectifies, self.scale = function == "relu", scale
 
     def forward(self, x: Tensor) -> Tensor:
         """The same numbers in pieces where they are faster: rectified, on a CPU, in full precision and uncompiled."""
         plain = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
         if not self.rectifies or x.device.type != "cpu" or not plain or torch.compiler.is_compiling():
             return super().forward(x)
-        return image(residuals(rows(x), list(self.parameters()), self.dilations))
+        parameters = list(self.parameters())
+        if self.scale != 1:  # of the pointwise weight and bias, which come after the dilated ones
+            parameters = [each * self.scale if i % 4 > 1 else each for i, each in enumerate(parameters)]
+        return image(residuals(rows(x), parameters, self.dilations))
 
     @property
     def dilations(self) -> list[int]:

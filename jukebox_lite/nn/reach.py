@@ -57,10 +57,11 @@ class _Recent(Reach):
         end, size = start + q.shape[2], kept.shape[3]
         if end == start + 1:
             kept[0, :, :, start % size], kept[1, :, :, start % size] = k[:, :, 0], v[:, :, 0]
-            return F.scaled_dot_product_attention(q, *self.met(kept, start)), (end, kept)
+            k, v = self.met(kept, start)
+            return F.scaled_dot_product_attention(q, k, v), (end, kept)
         first = self.first(start)
         whole = torch.cat([kept[:, :, :, _steps(first, start, q) % size], torch.stack([k, v])], 3)
-        y = self.attend(F.pad(q, (0, 0, start - first, 0)), *whole)[:, :, start - first :]
+        y = self.attend(F.pad(q, (0, 0, start - first, 0)), whole[0], whole[1])[:, :, start - first :]
         recent = max(first, end - size)
         kept[:, :, :, _steps(recent, end, q) % size] = whole[:, :, :, recent - first :]
         return y, (end, kept)
@@ -83,11 +84,15 @@ class Past(_Recent):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
-class Row(_Recent):
-    """The step's own row, up to itself."""
+class _InRows(_Recent):
+    """A reach that is told by rows of `row_length` steps."""
 
     def __init__(self, row_length: int):
         self.row_length = _checked(row_length)
+
+
+class Row(_InRows):
+    """The step's own row, up to itself."""
 
     def size(self, length: int) -> int:
         del length
@@ -100,16 +105,14 @@ class Row(_Recent):
         return kept[:, :, :, : step % self.row_length + 1]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        rows = (rearrange(_rows(x, self.row_length), "b h r c e -> (b r) h c e") for x in (q, k, v))
-        y = F.scaled_dot_product_attention(*rows, is_causal=True)
-        return rearrange(y, "(b r) h c e -> b h (r c) e", b=len(q))[:, :, : q.shape[2]]
+        batch_size, _, length, _ = q.shape
+        q, k, v = (rearrange(_rows(x, self.row_length), "b h r c e -> (b r) h c e") for x in (q, k, v))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return rearrange(y, "(b r) h c e -> b h (r c) e", b=batch_size)[:, :, :length]
 
 
-class Column(_Recent):
+class Column(_InRows):
     """The steps at the same place of this row and of every row before."""
-
-    def __init__(self, row_length: int):
-        self.row_length = _checked(row_length)
 
     def size(self, length: int) -> int:
         return length
@@ -122,16 +125,14 @@ class Column(_Recent):
         return kept[:, :, :, step % self.row_length : step + 1 : self.row_length]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        columns = (rearrange(_rows(x, self.row_length), "b h r c e -> (b c) h r e") for x in (q, k, v))
-        y = F.scaled_dot_product_attention(*columns, is_causal=True)
-        return rearrange(y, "(b c) h r e -> b h (r c) e", b=len(q))[:, :, : q.shape[2]]
+        batch_size, _, length, _ = q.shape
+        q, k, v = (rearrange(_rows(x, self.row_length), "b h r c e -> (b c) h r e") for x in (q, k, v))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return rearrange(y, "(b c) h r e -> b h (r c) e", b=batch_size)[:, :, :length]
 
 
-class PreviousRow(_Recent):
+class PreviousRow(_InRows):
     """All of the row before; the first row meets nothing, which is zero."""
-
-    def __init__(self, row_length: int):
-        self.row_length = _checked(row_length)
 
     def size(self, length: int) -> int:
         del length
@@ -145,10 +146,11 @@ class PreviousRow(_Recent):
         return kept[:, :, :, before : before + self.row_length]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        here = rearrange(_rows(q, self.row_length)[:, :, 1:], "b h r c e -> (b r) h c e")
-        before = (rearrange(_rows(x, self.row_length)[:, :, :-1], "b h r c e -> (b r) h c e") for x in (k, v))
-        y = rearrange(F.scaled_dot_product_attention(here, *before), "(b r) h c e -> b h (r c) e", b=len(q))
-        return F.pad(y, (0, 0, self.row_length, 0))[:, :, : q.shape[2]]
+        batch_size, _, length, _ = q.shape
+        q, k, v = (_rows(x, self.row_length) for x in (q, k, v))
+        q, k, v = (rearrange(x, "b h r c e -> (b r) h c e") for x in (q[:, :, 1:], k[:, :, :-1], v[:, :, :-1]))
+        y = rearrange(F.scaled_dot_product_attention(q, k, v), "(b r) h c e -> b h (r c) e", b=batch_size)
+        return F.pad(y, (0, 0, self.row_length, 0))[:, :, :length]
 
 
 class RowEnds(Reach):
@@ -172,7 +174,8 @@ class RowEnds(Reach):
         kept = torch.cat([kept[:, :, :, :slot], ends, kept[:, :, :, slot + ends.shape[3] :]], 3)
         rows = _steps(start, end, q) // self.row_length
         met = torch.arange(1 + (end - 1) // self.row_length, device=q.device) <= rows[:, None]
-        return F.scaled_dot_product_attention(q, *kept[:, :, :, : met.shape[1]], attn_mask=met), (end, kept)
+        k, v = kept[:, :, :, : met.shape[1]]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=met), (end, kept)
 
 
 class Beginning(Reach):
@@ -194,8 +197,9 @@ class Beginning(Reach):
         end = start + q.shape[2]
         if start < self.length:
             kept = torch.cat([kept, torch.stack([k, v])[:, :, :, : self.length - start]], 3)
+        k, v = kept
         met = torch.arange(kept.shape[3], device=q.device) <= _steps(start, end, q)[:, None]
-        return F.scaled_dot_product_attention(q, *kept, attn_mask=met), (end, kept)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=met), (end, kept)
 
 
 def _checked(length: int) -> int:

@@ -1,21 +1,20 @@
-"""OpenAI's Jukebox checkpoints as our models, key by key (Jukebox, section 3; github.com/openai/jukebox)."""
+"""OpenAI's VQ-VAE as our codec (Jukebox, section 3)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
-from numbers import Integral
 from operator import mul
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from jukebox_lite.codecs.jukebox_vq import JukeboxVQ
 from jukebox_lite.codecs.vqvae import HierarchicalVQVAE
 from jukebox_lite.errors import InputError
+from jukebox_lite.interop.openai.weights import check_keys, check_whole, load, plain_keys
 from jukebox_lite.nn.conv import ResidualConv
 
 _PUBLISHED = {  # the hyperparameters of the VQ-VAE that OpenAI released
@@ -38,15 +37,10 @@ _PUBLISHED = {  # the hyperparameters of the VQ-VAE that OpenAI released
     "use_bottleneck": True,
     "sample_length": 0,
 }
-_NAMED = 8  # of many keys that do not fit, so many are named
-# Numbers by numpy, such as a data set's bandwidth, which OpenAI's files may hold beside tensors and plain values.
-_SCALAR = np.float64(0).__reduce__()[0]
-_NUMBERS: list[Any] = [np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8"))]
-_NUMBERS += [(_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
 
 
 @dataclass(frozen=True)
-class _Shape:
+class Shape:
     """OpenAI's hyperparameters of a VQ-VAE, checked; level 0 is the finest."""
 
     levels: int
@@ -72,24 +66,7 @@ def read(path: str | Path, hps: Mapping[str, object] | None = None) -> Hierarchi
 
     Raises InputError on a file that cannot be read, holds more than data, or does not fit.
     """
-    try:
-        with torch.serialization.safe_globals(_NUMBERS):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be opened ({error.strerror})") from error
-    except Exception as error:  # what torch raises on a damaged file is any of many
-        raise InputError(f"{path}: damaged, or holds code beside data; not read ({_reason(error)})") from error
-    if not isinstance(checkpoint, Mapping) or not isinstance(weights := checkpoint.get("model"), Mapping):
-        raise InputError(f"{path}: not one of OpenAI's checkpoints: expected a dictionary with the weights as 'model'")
-    stored = checkpoint.get("hps")
-    return codec(weights, {**(stored if isinstance(stored, Mapping) else {}), **(hps or {})})
-
-
-def _reason(error: Exception) -> str:
-    """What torch says of a file it refuses, in short."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    told = next((line for line in lines if "Unsupported" in line or "GLOBAL" in line), lines[0] if lines else "")
-    return told.removeprefix("WeightsUnpickler error:").strip()[:120] or type(error).__name__
+    return codec(*load(path, hps))
 
 
 def codec(weights: Mapping[str, Tensor], hps: Mapping[str, object]) -> HierarchicalVQVAE:
@@ -98,14 +75,12 @@ def codec(weights: Mapping[str, Tensor], hps: Mapping[str, object]) -> Hierarchi
     The codec is in evaluation mode. In training mode its codebooks learn as OpenAI's do. Raises InputError where a key
     is unknown, missing or of another shape, and on hyperparameters that no HierarchicalVQVAE has.
     """
-    shape = _shape(hps)
-    weights = {key.removeprefix("module."): value for key, value in weights.items()}
-    if not all(isinstance(value, Tensor) for value in weights.values()):
-        raise InputError("weights: expected tensors by key, as in the 'model' of OpenAI's checkpoint")
+    shape = shape_of(hps)
+    weights = plain_keys(weights)
     model = _empty(shape, _channels(weights))
-    keys, wanted = dict(_keys(shape)), model.state_dict()
+    keys, wanted = dict(keys_of(shape)), model.state_dict()
     expected = {key: [*wanted[ours].shape[:2], *wanted[ours].shape[3:]] for key, ours in keys.items()}  # no height
-    _check_keys(weights, expected)
+    check_keys(weights, expected)
     with torch.no_grad():
         for key, ours in keys.items():
             wanted[ours].copy_(weights[key].view_as(wanted[ours]))
@@ -118,39 +93,34 @@ def codec(weights: Mapping[str, Tensor], hps: Mapping[str, object]) -> Hierarchi
     return model.eval()
 
 
-def _shape(hps: Mapping[str, object]) -> _Shape:
+def shape_of(hps: Mapping[str, object]) -> Shape:
     """The hyperparameters with what is published in the place of what is absent, or an InputError."""
     defaults = _PUBLISHED | ({"hvqvae_multipliers": None} if "levels" in hps else {})
     given: dict[str, Any] = {key: hps.get(key, default) for key, default in defaults.items()}
     if not given["use_bottleneck"]:
         raise InputError("hps.use_bottleneck=False: a codec without codes; expected True")
     for key in ("levels", "emb_width", "l_bins", "width", "depth", "sr", "dilation_growth_rate"):
-        _check_whole(key, given[key])
+        check_whole(key, given[key])
     levels = given["levels"]
     if given["hvqvae_multipliers"] is None:
         given["hvqvae_multipliers"] = [1] * levels
     if given["dilation_cycle"] is not None:
-        _check_whole("dilation_cycle", given["dilation_cycle"])
+        check_whole("dilation_cycle", given["dilation_cycle"])
     for key in ("downs_t", "strides_t", "hvqvae_multipliers"):
         values = given[key]
         if not isinstance(values, Sequence) or len(values) < levels:
             raise InputError(f"hps.{key}={values}: expected {levels} numbers, one per level, finest first")
         given[key] = list(values[:levels])
         for value in given[key]:
-            _check_whole(key, value)
+            check_whole(key, value)
     if odd := [stride for stride in given["strides_t"] if stride % 2]:
         raise InputError(f"hps.strides_t: {odd[0]} is odd, which divides no length exactly; expected even strides")
     if int(given["m_conv"] * given["width"]) < 1:
         raise InputError(f"hps.m_conv={given['m_conv']}: leaves nothing of a width of {given['width']}")
-    return _Shape(levels, given["downs_t"], given["strides_t"], given["hvqvae_multipliers"], given)
+    return Shape(levels, given["downs_t"], given["strides_t"], given["hvqvae_multipliers"], given)
 
 
-def _check_whole(key: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise InputError(f"hps.{key}: {value!r} given, expected whole numbers from 1 on")
-
-
-def _empty(shape: _Shape, channels: int) -> HierarchicalVQVAE:
+def _empty(shape: Shape, channels: int) -> HierarchicalVQVAE:
     """A codec of this shape, yet to be filled."""
     hps, coarse_first = shape.hps, list(reversed(range(shape.levels)))
     quantizer = partial(
@@ -193,29 +163,7 @@ def _channels(weights: Mapping[str, Tensor]) -> int:
     return first.shape[1] if first is not None and first.dim() == 3 else 1
 
 
-def _check_keys(weights: Mapping[str, Tensor], expected: Mapping[str, list[int]]) -> None:
-    """Raises an InputError of one line that names keys which are unknown, missing, or of another shape."""
-    misshapen = [
-        f"{key} {list(weights[key].shape)} instead of {shape}"
-        for key, shape in expected.items()
-        if key in weights and list(weights[key].shape) != shape
-    ]
-    faults = {
-        "unknown": [key for key in weights if key not in expected],
-        "missing": [key for key in expected if key not in weights],
-        "of another shape": misshapen,
-    }
-    if any(faults.values()):
-        told = "; ".join(f"{kind}: {_some(keys)}" for kind, keys in faults.items() if keys)
-        raise InputError(f"weights do not fit hps: {told}")
-
-
-def _some(keys: list[str]) -> str:
-    rest = len(keys) - _NAMED
-    return ", ".join(keys[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _keys(shape: _Shape) -> Iterator[tuple[str, str]]:
+def keys_of(shape: Shape) -> Iterator[tuple[str, str]]:
     """OpenAI's key and ours, of every tensor."""
     for level, name in enumerate(shape.names):
         yield f"bottleneck.level_blocks.{level}.k", f"quantizers.{name}.entries"

@@ -1,0 +1,343 @@
+"""OpenAI's priors and upsamplers as ours (Jukebox, section 4)."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jukebox_lite.errors import InputError
+from jukebox_lite.interop.openai.vqvae import Shape, shape_of
+from jukebox_lite.interop.openai.weights import check_keys, check_whole, load, plain_keys
+from jukebox_lite.levels import UNKNOWN, Facts, Level, Window
+from jukebox_lite.nn.conv import ConvStack, ResidualStack, TransposedConv, conv
+from jukebox_lite.nn.reach import Beginning, Column, Past, PreviousRow, Reach, Row, RowEnds
+from jukebox_lite.priors.conditioning import Conditioner
+from jukebox_lite.priors.jukebox import (
+    CrossAttention,
+    JukeboxAbove,
+    JukeboxAttention,
+    JukeboxBlock,
+    JukeboxLabels,
+    JukeboxPrior,
+    JukeboxTiming,
+    JukeboxTransformer,
+    LyricEncoder,
+    LyricPrefix,
+)
+
+_DEFAULTS: dict[str, Any] = {  # OpenAI's, where every prior does not say its own
+    "labels": True,
+    "t_bins": 64,
+    "merged_decoder": False,
+    "single_enc_dec": False,
+    "blocks": None,
+    "m_attn": 0.25,
+    "m_mlp": 1.0,
+    "res_scale": False,
+    "n_tokens": 0,
+    "prime_loss_fraction": 0.1,
+    "prime_width": 128,
+    "prime_depth": 3,
+    "prime_heads": 1,
+    "prime_attn_order": 0,
+    "prime_blocks": None,
+    "prime_m_attn": 0.25,
+    "prime_m_mlp": 1.0,
+    "prime_res_scale": False,
+    "cond_width": 128,
+    "cond_depth": 3,
+    "cond_m_conv": 1.0,
+    "cond_dilation_growth_rate": 1,
+    "cond_dilation_cycle": None,
+    "cond_res_scale": False,
+    "cond_c_res": 0,
+}
+_NEEDED = ("level", "n_ctx", "prior_width", "prior_depth", "heads", "attn_order")
+_WHOLE = ("n_ctx", "prior_width", "prior_depth", "heads", "t_bins", "prime_width", "prime_depth", "prime_heads")
+_WHOLE += ("cond_width", "cond_depth", "cond_dilation_growth_rate")
+_UNLIKE = ("copy_input", "y_cond_as_bias", "pos_init", "prime_pos_init")  # what no published prior does
+_ROW, _COLUMN, _PREVIOUS_ROW, _ROW_ENDS, _LYRICS, _BEGINNING, _PAST = 1, 2, 3, 4, 6, 7, 0
+_CYCLE = [_ROW, _COLUMN, _PREVIOUS_ROW]
+_ORDERS: dict[int, Callable[[int], int]] = {  # attn_order -> the kind of attention of each layer
+    0: lambda _: _PAST,
+    2: lambda layer: _CYCLE[layer % 3],
+    3: lambda layer: [_ROW, _ROW_ENDS][layer % 2],
+    8: lambda layer: [*_CYCLE * 3, _LYRICS][layer % 10],
+    10: lambda layer: [*_CYCLE * 3, *[*_CYCLE * 3, _LYRICS] * 7][layer % 79],
+    12: lambda layer: [_BEGINNING, _BEGINNING, _PAST][layer % 3] if layer % 16 == 15 else _CYCLE[layer % 3],
+}
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A prior's hyperparameters, checked, and where it stands among the levels; level 0 is the finest."""
+
+    shape: Shape
+    hps: Mapping[str, Any]
+
+    @property
+    def level(self) -> Level:
+        return self._level(self.hps["level"])
+
+    @property
+    def above(self) -> Level | None:
+        coarser = self.hps["level"] + 1
+        return self._level(coarser) if coarser < self.shape.levels else None
+
+    def _level(self, index: int) -> Level:
+        return Level(self.shape.names[index], self.shape.hps["l_bins"], 1, self.shape.hop_lengths[index])
+
+    @property
+    def num_samples(self) -> int:
+        """Of audio in a window."""
+        return self.hps["n_ctx"] * self.level.samples_per_step
+
+    @property
+    def prefix(self) -> LyricPrefix | None:
+        """The lyrics before the codes, where they are one sequence."""
+        return LyricPrefix(self.hps["n_tokens"], self.hps["n_vocab"]) if self.hps["single_enc_dec"] else None
+
+    @property
+    def encodes_lyrics(self) -> bool:
+        """Whether a transformer of their own reads the lyrics."""
+        return bool(self.hps["n_tokens"]) and not self.hps["single_enc_dec"]
+
+
+def read_prior(path: str | Path, hps: Mapping[str, object]) -> JukeboxPrior:
+    """The prior in OpenAI's `prior_level_2.pth.tar`; `hps` go before those the file may hold. None of it is executed.
+
+    Raises InputError on a file that cannot be read, holds more than data, or does not fit.
+    """
+    return prior(*load(path, hps))
+
+
+def prior(weights: Mapping[str, Tensor], hps: Mapping[str, object]) -> JukeboxPrior:
+    """OpenAI's prior of these weights, under their own keys, and hyperparameters, those of its VQ-VAE among them.
+
+    What `hps` lacks is OpenAI's default, and of the VQ-VAE as published. The prior is in evaluation mode and in full
+    precision. Raises InputError where a key is unknown, missing or of another shape, and on hyperparameters that no
+    JukeboxPrior has.
+    """
+    place, weights = _place(hps), plain_keys(weights)
+    with torch.device("meta"):
+        model = _empty(place)
+    keys, wanted = dict(_keys(place)), model.state_dict()
+    check_keys(weights, {key: _their_shape(key, wanted[ours]) for key, ours in keys.items()})
+    if model.head is None and not torch.equal(weights["prior.x_emb.weight"], weights["prior.x_out.weight"]):
+        raise InputError(
+            "weights do not fit hps: prior.x_out.weight is not prior.x_emb.weight, as without merged_decoder"
+        )
+    found = {ours: weights[key].T if key.endswith(".w") else weights[key] for key, ours in keys.items()}
+    found = {key: torch.empty(wanted[key].shape).copy_(value.view_as(wanted[key])) for key, value in found.items()}
+    model.load_state_dict(found, assign=True)
+    return model.eval()
+
+
+def logits(prior: JukeboxPrior, window: Window) -> Tensor:
+    """What OpenAI's forward pass calls preds [B, T, V]; with lyrics in the same sequence, of these as well."""
+    return prior.logits(window)
+
+
+def window(hps: Mapping[str, object], z: Tensor, y: Tensor | None = None, z_above: Tensor | None = None) -> Window:
+    """OpenAI's codes z [B, T], those of the level above, and labels y, as a prior of these hyperparameters reads them.
+
+    A row of y is: samples of the song, the first sample of the window and how many it has, artist, genres (-1 for
+    none), lyric tokens. Raises InputError on what the prior lacks and on rows that are not its own.
+    """
+    place, labels = _place(hps), {}
+    codes = {place.level.name: z[:, None]}
+    if place.above is not None:
+        if z_above is None:
+            raise InputError(f"z_above: missing; expected the codes of level {place.above.name} [B, T]")
+        codes[place.above.name] = z_above[:, None]
+    if place.hps["labels"]:
+        num_tokens = place.hps["n_tokens"]
+        if y is None or y.shape[1] < 5 + num_tokens:
+            given = "missing" if y is None else f"rows of {y.shape[1]}"
+            raise InputError(f"y: {given}; expected rows of 4 numbers, one genre or more, {num_tokens} lyric tokens")
+        total, start, length, artist = y[:, :4].unbind(1)
+        if (length != place.num_samples).any():
+            raise InputError(f"y: a window of {length.tolist()} samples; expected this level's {place.num_samples}")
+        times = {"total": total, "start": start, "end": start + length}
+        labels = {f"{name}_seconds": samples.double() / place.shape.hps["sr"] for name, samples in times.items()}
+        labels |= {"artist": artist, "genre": y[:, 4 : y.shape[1] - num_tokens]}
+        labels |= {"lyrics": y[:, -num_tokens:]} if num_tokens else {}
+    return Window(codes, labels)
+
+
+def _place(hps: Mapping[str, object]) -> _Place:
+    """The hyperparameters with OpenAI's defaults in the place of what is absent, or an InputError."""
+    shape, given = shape_of(hps), {**_DEFAULTS, **hps}
+    needed = [*_NEEDED]
+    if given["labels"]:
+        needed += ["y_bins", "min_duration", "max_duration"] if given["level"] == shape.levels - 1 else ["y_bins"]
+    needed += ["n_vocab"] if given["n_tokens"] else []
+    if absent := [key for key in needed if given.get(key) is None]:
+        raise InputError(f"hps.{absent[0]}: missing; expected {', '.join(needed)} as in OpenAI's hparams.py")
+    for key in _WHOLE:
+        check_whole(key, given[key])
+    if not 0 <= given["level"] < shape.levels:
+        raise InputError(f"hps.level={given['level']}: expected 0 to {shape.levels - 1}, finest first")
+    if unlike := [key for key in _UNLIKE if given.get(key)]:
+        raise InputError(f"hps.{unlike[0]}={given[unlike[0]]}: no JukeboxPrior does this; expected False")
+    if given["single_enc_dec"] and not (given["n_tokens"] and given["labels"]):
+        raise InputError("hps.single_enc_dec=True: expected labels and n_tokens from 1 on beside it")
+    for key in ("attn_order", "prime_attn_order"):
+        if given[key] not in _ORDERS:
+            raise InputError(f"hps.{key}={given[key]}: expected one of {', '.join(map(str, _ORDERS))}")
+    return _Place(shape, given)
+
+
+def _empty(place: _Place) -> JukeboxPrior:
+    """A prior of this shape, yet to be filled."""
+    hps, level, above = place.hps, place.level, place.above
+    dim, prefix = hps["prior_width"], place.prefix or LyricPrefix(0, 0)
+    facts = Facts(level, above, _vocabulary(hps))
+    conditioners: dict[str, Conditioner] = {}
+    if hps["labels"]:
+        num_genres, num_artists = hps["y_bins"]
+        conditioners["labels"] = JukeboxLabels(num_artists, num_genres, dim)
+    if above is not None:
+        conditioners["above"] = JukeboxAbove(above.codebook_size, dim, _upsampler(place), above.name)
+    elif hps["labels"]:
+        seconds, rate = (hps["min_duration"], hps["max_duration"]), place.shape.hps["sr"]
+        conditioners["timing"] = JukeboxTiming(dim, hps["t_bins"], hps["n_ctx"], rate, level.samples_per_step, seconds)
+    length, vocab_size = prefix.num_tokens + hps["n_ctx"], prefix.vocab_size + level.codebook_size
+    lyrics = (
+        LyricEncoder(_transformer(hps, "prime_", hps["n_tokens"], hps["n_vocab"]), dim)
+        if place.encodes_lyrics
+        else place.prefix
+    )
+    return JukeboxPrior(
+        facts,
+        _transformer(hps, "", length, vocab_size),
+        conditioners,
+        lyrics,
+        hps["prime_loss_fraction"],
+        hps["merged_decoder"],
+    )
+
+
+def _vocabulary(hps: Mapping[str, Any]) -> dict[str, list[str]]:
+    """OpenAI's numbers of genres and artists as the values of labels; its 0 is unknown."""
+    names = zip(("genre", "artist"), hps["y_bins"] if hps["labels"] else (), strict=False)
+    return {name: [UNKNOWN, *map(str, range(1, count))] for name, count in names}
+
+
+def _transformer(hps: Mapping[str, Any], kind: str, length: int, vocab_size: int) -> JukeboxTransformer:
+    """The prior's own, or with `kind` "prime_" the lyrics'."""
+    dim, depth = hps[f"{kind}width" if kind else "prior_width"], hps[f"{kind}depth" if kind else "prior_depth"]
+    inner_dim, hidden_dim = int(hps[f"{kind}m_attn"] * dim), int(hps[f"{kind}m_mlp"] * dim)
+    num_heads, order, blocks = hps[f"{kind}heads"], _ORDERS[hps[f"{kind}attn_order"]], hps[f"{kind}blocks"]
+    if inner_dim < 1 or inner_dim % num_heads:
+        raise InputError(f"hps.{kind}heads={num_heads}: expected a divisor of {inner_dim}, the width of attention")
+    scale = 1 / depth if hps[f"{kind}res_scale"] else 1.0
+
+    def block(layer: int) -> JukeboxBlock:
+        if order(layer) == _LYRICS:
+            if kind or not hps["n_tokens"]:
+                raise InputError(f"hps.{kind}attn_order={hps[f'{kind}attn_order']}: there are no lyrics to attend to")
+            return JukeboxBlock(dim, hidden_dim, CrossAttention(dim, inner_dim, num_heads), scale)
+        reach = _reach(order(layer), length, blocks, hps["n_tokens"], kind)
+        return JukeboxBlock(dim, hidden_dim, JukeboxAttention(dim, inner_dim, num_heads, reach), scale)
+
+    return JukeboxTransformer(vocab_size, dim, length, [block(layer) for layer in range(depth)])
+
+
+def _reach(function: int, length: int, blocks: Any, num_tokens: int, kind: str) -> Reach:
+    """A layer's, with `blocks` rows."""
+    if function == _PAST:
+        return Past()
+    check_whole(f"{kind}blocks", blocks)
+    if length % blocks:
+        raise InputError(f"hps.{kind}blocks={blocks}: expected a divisor of the {length} steps of the transformer")
+    if function == _BEGINNING:
+        return Beginning((num_tokens // blocks + 1) * blocks)  # a few codes beside the lyrics, as OpenAI has it
+    kinds = {_ROW: Row, _COLUMN: Column, _PREVIOUS_ROW: PreviousRow, _ROW_ENDS: RowEnds}
+    return kinds[function](length // blocks)
+
+
+def _upsampler(place: _Place) -> ConvStack:
+    """From the level above to this one's rate."""
+    hps, index = place.hps, place.hps["level"] + 1
+    dim, width, depth, stride = hps["prior_width"], hps["cond_width"], hps["cond_depth"], place.shape.strides[index]
+    cycle = hps["cond_dilation_cycle"] or depth
+    dilations = [hps["cond_dilation_growth_rate"] ** (layer % cycle) for layer in range(depth)]
+    scale = depth**-0.5 if hps["cond_res_scale"] else 1.0
+    stack: list[nn.Module] = [conv(dim, width, 3, padding=1)]
+    for remaining in reversed(range(place.shape.downs[index])):
+        stack.append(ResidualStack(width, int(hps["cond_m_conv"] * width), dilations, scale=scale))
+        stack.append(TransposedConv(width, width if remaining else dim, stride))
+    return ConvStack(*stack)
+
+
+def _their_shape(key: str, ours: Tensor) -> list[int]:
+    """Of OpenAI's tensor: matrices lie on their side, convolutions have no height."""
+    if key.endswith(".w"):
+        return list(ours.T.shape)
+    return [*ours.shape[:2], *ours.shape[3:]]
+
+
+def _keys(place: _Place) -> Iterator[tuple[str, str]]:
+    """OpenAI's key and ours, of every tensor."""
+    hps = place.hps
+    yield from _transformer_keys(hps, "", "prior.", "transformer.")
+    yield "prior.x_out.weight", "head.weight" if hps["merged_decoder"] else "transformer.embedding.weight"
+    if hps["labels"]:
+        yield "y_emb.artist_emb.emb.weight", "conditioners.labels.artist.weight"
+        yield "y_emb.bow_genre_emb.emb.weight", "conditioners.labels.genre.weight"
+    else:
+        yield "prior.start_token", "start"
+    if place.above is not None:
+        yield from _above_keys(place)
+    elif hps["labels"]:
+        for theirs, ours in ("total_length", "total"), ("absolute_pos", "absolute"), ("relative_pos", "relative"):
+            yield f"y_emb.{theirs}_emb.emb.weight", f"conditioners.timing.{ours}.weight"
+    if place.encodes_lyrics:
+        yield from _transformer_keys(hps, "prime_", "prime_prior.", "encoder.transformer.")
+        yield "prime_prior.start_token", "encoder.start"
+        yield from _matrix("prime_state_proj", "encoder.project")
+        yield from _pair("prime_state_ln", "encoder.norm")
+        yield "prime_x_out.weight", "encoder.head.weight"
+
+
+def _transformer_keys(hps: Mapping[str, Any], kind: str, theirs: str, ours: str) -> Iterator[tuple[str, str]]:
+    yield f"{theirs}x_emb.weight", f"{ours}embedding.weight"
+    yield f"{theirs}pos_emb.pos_emb", f"{ours}positions"
+    order = _ORDERS[hps[f"{kind}attn_order"]]
+    for layer in range(hps[f"{kind}depth" if kind else "prior_depth"]):
+        their_block, our_block = f"{theirs}transformer._attn_mods.{layer}", f"{ours}blocks.{layer}"
+        to_lyrics = {"attn.c_attn": "mixer.query", "attn.c_enc_kv": "mixer.key_value"}
+        parts = to_lyrics if order(layer) == _LYRICS else {"attn.c_attn": "mixer.qkv"}
+        parts |= {"attn.c_proj": "mixer.out", "mlp.c_fc": "widen", "mlp.c_proj": "narrow"}
+        for their_part, our_part in parts.items():
+            yield from _matrix(f"{their_block}.{their_part}", f"{our_block}.{our_part}")
+        yield from _pair(f"{their_block}.ln_0", f"{our_block}.mixer_norm")
+        yield from _pair(f"{their_block}.ln_1", f"{our_block}.feed_forward_norm")
+
+
+def _above_keys(place: _Place) -> Iterator[tuple[str, str]]:
+    theirs, ours = "conditioner_blocks.0", "conditioners.above"
+    yield f"{theirs}.x_emb.weight", f"{ours}.embedding.weight"
+    yield from _pair(f"{theirs}.ln", f"{ours}.norm")
+    yield from _pair(f"{theirs}.cond.model.0", f"{ours}.stack.0")
+    inner = "blocks" if place.hps["cond_c_res"] else "model"
+    for step in range(1, place.shape.downs[place.hps["level"] + 1] + 1):
+        for layer in range(place.hps["cond_depth"]):
+            block, our_block = f"{theirs}.cond.model.{step}.0.{inner}.{layer}", f"{ours}.stack.{2 * step - 1}.{layer}"
+            yield from _pair(f"{block}.model.1", f"{our_block}.dilated")
+            yield from _pair(f"{block}.model.3", f"{our_block}.pointwise")
+        yield from _pair(f"{theirs}.cond.model.{step}.1", f"{ours}.stack.{2 * step}")
+
+
+def _pair(theirs: str, ours: str) -> Iterator[tuple[str, str]]:
+    for kind in ("weight", "bias"):
+        yield f"{theirs}.{kind}", f"{ours}.{kind}"
+
+
+def _matrix(theirs: str, ours: str) -> Iterator[tuple[str, str]]:
+    yield f"{theirs}.w", f"{ours}.weight"
+    yield f"{theirs}.b", f"{ours}.bias"

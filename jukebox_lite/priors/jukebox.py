@@ -1,0 +1,332 @@
+"""The priors of Jukebox as they were published, weight for weight (Jukebox, section 4; github.com/openai/jukebox).
+
+For those who have such weights. AutoregressivePrior is ours to train: what differs is said at each part here.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from jukebox_lite.levels import Facts, Window
+from jukebox_lite.nn.conv import ConvStack
+from jukebox_lite.nn.reach import Reach
+from jukebox_lite.nn.transformer import Mixer, State
+from jukebox_lite.priors.autoregressive import draw
+from jukebox_lite.priors.base import Loss, Prior, Sampler
+from jukebox_lite.priors.conditioning import Conditioner, Conditioning, condition
+
+_STEEPNESS = 1.702  # x * sigmoid(1.702 x) is near a GELU (Hendrycks & Gimpel 2016, section 2)
+
+
+class JukeboxAttention(Mixer):
+    """Attention within a reach, narrower than the model, with biases and without norm or rotation."""
+
+    def __init__(self, dim: int, inner_dim: int, num_heads: int, reach: Reach):
+        super().__init__()
+        self.num_heads, self.reach = num_heads, reach
+        self.qkv, self.out = nn.Linear(dim, 3 * inner_dim), nn.Linear(inner_dim, dim)
+
+    def empty_state(self, batch_size: int, length: int) -> State:
+        weight = self.out.weight
+        return self.reach.empty(weight, batch_size, self.num_heads, length, weight.shape[1] // self.num_heads)
+
+    def forward(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:
+        q, k, v = rearrange(self.qkv(x), "b t (three h e) -> three b h t e", three=3, h=self.num_heads)
+        y, state = (self.reach.attend(q, k, v), None) if state is None else self.reach.go_on(q, k, v, state)
+        return self.out(rearrange(y, "b h t e -> b t (h e)")), state
+
+
+class CrossAttention(nn.Module):
+    """Attention to a memory; the state, which it cannot do without, is the memory's keys and values."""
+
+    def __init__(self, dim: int, inner_dim: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.query, self.key_value = nn.Linear(dim, inner_dim), nn.Linear(dim, 2 * inner_dim)
+        self.out = nn.Linear(inner_dim, dim)
+
+    def hear(self, memory: Tensor) -> State:
+        """The state for a memory [B, S, D]."""
+        return rearrange(self.key_value(memory), "b s (two h e) -> two b h s e", two=2, h=self.num_heads)
+
+    def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """[B, T, D] -> [B, T, D]"""
+        q = rearrange(self.query(x), "b t (h e) -> b h t e", h=self.num_heads)
+        k, v = state
+        y = F.scaled_dot_product_attention(q, k, v)
+        return self.out(rearrange(y, "b h t e -> b t (h e)")), state
+
+
+class JukeboxBlock(nn.Module):
+    """Attention y and a feed-forward layer z of x + y, side by side: x + scale * (y + z)."""
+
+    def __init__(self, dim: int, hidden_dim: int, mixer: JukeboxAttention | CrossAttention, scale: float):
+        super().__init__()
+        self.mixer, self.scale = mixer, scale
+        self.mixer_norm, self.feed_forward_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.widen, self.narrow = nn.Linear(dim, hidden_dim), nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        y, state = self.mixer(self.mixer_norm(x), state)
+        hidden = self.widen(self.feed_forward_norm(x + y))
+        z = self.narrow(hidden * torch.sigmoid(_STEEPNESS * hidden))
+        return torch.add(x, y + z, alpha=self.scale), state
+
+
+class JukeboxTransformer(nn.Module):
+    """Tokens to what predicts the next ones: learnt positions, blocks, and no norm at the end."""
+
+    def __init__(self, vocab_size: int, dim: int, max_length: int, blocks: Sequence[JukeboxBlock]):
+        super().__init__()
+        self.embedding = nn.Embedding(vocab_size, dim)
+        self.positions = nn.Parameter(torch.zeros(max_length, dim))
+        self.blocks = nn.ModuleList(blocks)
+
+    def inputs(self, past: Tensor, start: Tensor, aligned: Tensor | None, first: int = 0) -> Tensor:
+        """What predicts steps `first`, first + 1, ... [B, T, D], from the tokens before them [B, T].
+
+        Step 0 is predicted from `start` [B, D], so at `first` 0 there is one more input than tokens. Each is told the
+        position and the condition (`aligned` [B, S, D], of all steps) of the step predicted.
+        """
+        x = self.embedding(past)
+        if first == 0:
+            x = torch.cat([start[:, None], x], 1)
+        steps = slice(first, first + x.shape[1])
+        x = x + self.positions[steps]
+        return x if aligned is None else x + aligned[:, steps]
+
+    def states(self, memory: Tensor | None, room: tuple[int, int] | None = None) -> list[State]:
+        """Of every block, with the memory [B, S, D] heard; with `room`, batch size and length, to go step by step."""
+        states = []
+        for block in self.blocks:
+            assert isinstance(block, JukeboxBlock)
+            if isinstance(block.mixer, CrossAttention):
+                assert memory is not None
+                states.append(block.mixer.hear(memory))
+            else:
+                states.append(room and block.mixer.empty_state(*room))
+        return states
+
+    def forward(self, x: Tensor, states: list[State]) -> tuple[Tensor, list[State]]:
+        """[B, T, D] -> [B, T, D]; goes on from what the states have seen."""
+        after = []
+        for block, state in zip(self.blocks, states, strict=True):
+            x, state = block(x, state)
+            after.append(state)
+        return x, after
+
+
+class JukeboxAbove(Conditioner):
+    """The level above through convolutions up to this level's rate, at the model's width from the first to the last."""
+
+    def __init__(self, codebook_size: int, dim: int, stack: ConvStack, name: str):
+        super().__init__()
+        self.name, self.stack = name, stack
+        self.embedding, self.norm = nn.Embedding(codebook_size, dim), nn.LayerNorm(dim)
+
+    def forward(self, window: Window, length: int) -> Conditioning:
+        x = rearrange(self.embedding(window.codes[self.name][:, 0]), "b t d -> b d t")
+        return Conditioning(aligned=self.norm(rearrange(self.stack(x), "b d t -> b t d"))[:, :length])
+
+
+class JukeboxLabels(Conditioner):
+    """Artist and genres, summed, in the place of the step before the first.
+
+    A song's genres [B, G] may be several: those below 0 stand for none.
+    """
+
+    def __init__(self, num_artists: int, num_genres: int, dim: int):
+        super().__init__()
+        self.artist, self.genre = nn.Embedding(num_artists, dim), nn.Embedding(num_genres, dim)
+
+    def forward(self, window: Window, length: int) -> Conditioning:
+        del length
+        artist, genres = window.labels["artist"], window.labels["genre"]
+        genres = genres.view(len(artist), -1)
+        heard = self.genre(genres.clamp(min=0)) * (genres >= 0)[..., None]
+        return Conditioning(start=self.artist(artist) + heard.sum(1))
+
+
+class JukeboxTiming(Conditioner):
+    """The song's length, and of each step its place in the song in seconds and as a share of it, each in equal bins.
+
+    Unlike Timing's these are of audio samples, and bins of the length begin at `min_seconds`. The shares of a window
+    that runs past the song's end are squeezed, so that its whole context ends with the song.
+    """
+
+    def __init__(
+        self, dim: int, num_bins: int, context_length: int, sample_rate: int, hop_length: int, seconds: Sequence[float]
+    ):
+        super().__init__()
+        self.num_bins, self.context_length = num_bins, context_length
+        self.sample_rate, self.num_samples = sample_rate, context_length * hop_length
+        self.min_seconds, self.max_seconds = seconds
+        self.total, self.absolute, self.relative = (nn.Embedding(num_bins, dim) for _ in range(3))
+
+    def forward(self, window: Window, length: int) -> Conditioning:
+        samples = (window.labels[f"{name}_seconds"][:, None] * self.sample_rate for name in ("total", "start"))
+        total, start = (each.round().float() for each in samples)  # [B, 1]
+        end, passed = start + self.num_samples, torch.arange(length, device=start.device) / self.context_length
+        longest = self.max_seconds * self.sample_rate
+        shortest = self.min_seconds * self.sample_rate
+        begun, ended = start / total, (end / total).clamp(max=1)
+        embedded = [
+            self.total(self._bins((total - shortest) / (longest - shortest))),
+            self.absolute(self._bins((start + (end - start) * passed) / longest)),
+            self.relative(self._bins(begun + (ended - begun) * passed)),
+        ]
+        return Conditioning(aligned=embedded[0] + embedded[1] + embedded[2])
+
+    def _bins(self, share: Tensor) -> Tensor:
+        return (self.num_bins * share).floor().long().clamp(0, self.num_bins - 1)
+
+
+@dataclass(frozen=True)
+class LyricPrefix:
+    """Lyrics that stand before the codes in one sequence, over one vocabulary, in which theirs comes first."""
+
+    num_tokens: int
+    vocab_size: int
+
+
+class LyricEncoder(nn.Module):
+    """Lyrics read by a transformer of their own, which also predicts them; what it makes of them is a memory."""
+
+    def __init__(self, transformer: JukeboxTransformer, dim: int):
+        super().__init__()
+        vocab_size, width = transformer.embedding.weight.shape
+        self.transformer, self.num_tokens = transformer, len(transformer.positions)
+        self.start = nn.Parameter(torch.zeros(1, width))
+        self.project, self.norm = nn.Linear(width, dim), nn.LayerNorm(dim)
+        self.head = nn.Linear(dim, vocab_size, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[B, S] -> [B, S, D]; step s knows the tokens before it, its own not."""
+        x = self.transformer.inputs(tokens[:, :-1], self.start.expand(len(tokens), -1), None)
+        return self.norm(self.project(self.transformer(x, self.transformer.states(None))[0]))
+
+
+class JukeboxPrior(Prior):
+    """A prior of Jukebox: top or upsampler, with or without labels and lyrics.
+
+    Beside a window's codes its labels are read: "artist" [B] and "genre" [B] or [B, G], the times, and "lyrics"
+    [B, S], tokens of the song's text around the window; without these all are 0, which stands for none.
+    """
+
+    def __init__(
+        self,
+        facts: Facts,
+        transformer: JukeboxTransformer,
+        conditioners: Mapping[str, Conditioner],
+        lyrics: LyricEncoder | LyricPrefix | None = None,
+        lyric_weight: float = 0.0,
+        merged: bool = False,
+    ):
+        """Without "labels" among the conditioners, what comes before the first step is learnt.
+
+        A `merged` decoder has a head of its own, which is told nothing; else the head is the embedding, and is told the
+        aligned conditions once more. `lyric_weight` is what a nat of lyrics counts in training.
+        """
+        super().__init__()
+        vocab_size, dim = transformer.embedding.weight.shape
+        self.facts, self.transformer, self.lyric_weight = facts, transformer, lyric_weight
+        self.prefix = lyrics if isinstance(lyrics, LyricPrefix) else LyricPrefix(0, 0)
+        self.encoder = lyrics if isinstance(lyrics, LyricEncoder) else None
+        self.context_length = len(transformer.positions) - self.prefix.num_tokens
+        self.conditioners = nn.ModuleDict(conditioners)
+        self.start = None if "labels" in conditioners else nn.Parameter(torch.zeros(1, dim))
+        self.head = nn.Linear(dim, vocab_size, bias=False) if merged else None
+
+    def loss(self, window: Window) -> Loss:
+        """Nats per token, of the lyrics too: their weight beside that of the codes is `lyric_weight` * S / T."""
+        codes = window.codes[self.facts.level.name][:, 0]
+        lyrics = self._lyrics(window, len(codes), codes.device)
+        logits, memory = self._all_at_once(window)
+        split = self.prefix.num_tokens
+        nats = _nats(logits[:, split:], codes + self.prefix.vocab_size)
+        chance = torch.full_like(nats, math.log(self.facts.level.codebook_size))
+        metrics = {"nats_per_token": nats.detach(), "chance": chance}
+        if not lyrics.shape[1]:
+            return Loss(nats, metrics)
+        of_lyrics = _nats(logits[:, :split] if self.encoder is None else self.encoder.head(memory), lyrics)
+        share = lyrics.shape[1] / (lyrics.shape[1] + codes.shape[1])
+        total = self.lyric_weight * share * of_lyrics + (1 - share) * nats
+        return Loss(total, metrics | {"nats_per_lyric_token": of_lyrics.detach()})
+
+    def logits(self, window: Window) -> Tensor:
+        """Of every step given those before [B, T, V]; lyrics in the same sequence go first, as steps and as tokens."""
+        return self._all_at_once(window)[0]
+
+    @torch.no_grad()
+    def sample(self, window: Window, sampler: Sampler, noise: Tensor) -> Tensor:
+        """Codes [B, 1, T] drawn with `noise` [B, 1, T], step by step after those that the window gives.
+
+        Where lyrics share the vocabulary, one of their tokens may be drawn in place of a code: it comes out as code 0.
+        """
+        batch_size, _, length = noise.shape
+        before = self.prefix.num_tokens
+        conditioning, memory = self._condition(window, batch_size, length)
+        stream = self._stream(window, batch_size, noise.device)
+        done = stream.shape[1]
+        stream = F.pad(stream, (0, before + length - done))
+        states = self.transformer.states(memory, (batch_size, before + length))
+        x = self._inputs(stream[:, :done], conditioning, 0)
+        for step in range(done, before + length):
+            y, states = self.transformer(x, states)
+            logits = self._logits(y[:, -1:], conditioning, step)[:, 0]
+            stream[:, step] = draw(logits, sampler, noise[:, 0, step - before])
+            if step + 1 < before + length:
+                x = self._inputs(stream[:, step : step + 1], conditioning, step + 1)
+        return (stream[:, None, before:] - self.prefix.vocab_size).clamp(min=0)
+
+    def _all_at_once(self, window: Window) -> tuple[Tensor, Tensor | None]:
+        """Logits [B, T, V] of the whole window, and the lyrics' memory."""
+        codes = window.codes[self.facts.level.name]
+        stream = self._stream(window, len(codes), codes.device)
+        conditioning, memory = self._condition(window, len(codes), codes.shape[-1])
+        x = self._inputs(stream[:, :-1], conditioning, 0)
+        return self._logits(self.transformer(x, self.transformer.states(memory))[0], conditioning, 0), memory
+
+    def _stream(self, window: Window, batch_size: int, device: torch.device) -> Tensor:
+        """The tokens that the window gives, as the transformer sees them [B, T]."""
+        codes = window.codes.get(self.facts.level.name)
+        if codes is None:
+            codes = torch.zeros(batch_size, 1, 0, dtype=torch.int64, device=device)
+        lyrics = self._lyrics(window, batch_size, device)[:, : self.prefix.num_tokens]
+        return torch.cat([lyrics, codes[:, 0] + self.prefix.vocab_size], 1)
+
+    def _lyrics(self, window: Window, batch_size: int, device: torch.device) -> Tensor:
+        """Tokens of the lyrics [B, S], as many as the prior reads; 0 where the window has none."""
+        num_tokens = self.prefix.num_tokens if self.encoder is None else self.encoder.num_tokens
+        nothing = torch.zeros(batch_size, num_tokens, dtype=torch.int64, device=device)
+        return window.labels.get("lyrics", nothing) if num_tokens else nothing
+
+    def _condition(self, window: Window, batch_size: int, length: int) -> tuple[Conditioning, Tensor | None]:
+        """What is known of every step of the stream, and the lyrics' memory."""
+        known = condition(self.conditioners.values(), window, length)
+        aligned = None if known.aligned is None else F.pad(known.aligned, (0, 0, self.prefix.num_tokens, 0))
+        start = known.start if self.start is None else self.start.expand(batch_size, -1)
+        lyrics = self._lyrics(window, batch_size, self.transformer.positions.device)
+        return Conditioning(aligned, start), None if self.encoder is None else self.encoder(lyrics)
+
+    def _inputs(self, past: Tensor, conditioning: Conditioning, first: int) -> Tensor:
+        assert conditioning.start is not None
+        return self.transformer.inputs(past, conditioning.start, conditioning.aligned, first)
+
+    def _logits(self, x: Tensor, conditioning: Conditioning, first: int) -> Tensor:
+        """Of steps `first`, first + 1, ...: [B, T, D] -> [B, T, V]."""
+        if self.head is not None:
+            return self.head(x)
+        if conditioning.aligned is not None:
+            x = x + conditioning.aligned[:, first : first + x.shape[1]]
+        return F.linear(x, self.transformer.embedding.weight)
+
+
+def _nats(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Mean over the tokens [B, T] of how surprising each is."""
+    return F.cross_entropy(rearrange(logits.float(), "b t v -> (b t) v"), rearrange(tokens, "b t -> (b t)"))
