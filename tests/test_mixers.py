@@ -22,7 +22,10 @@ REACHES = {  # and whether a step, the second, meets another, the first
     "row": (Row(ROW), lambda step, other: (other <= step) & (step // ROW == other // ROW)),
     "column": (Column(ROW), lambda step, other: (other <= step) & (step % ROW == other % ROW)),
     "previous row": (PreviousRow(ROW), lambda step, other: step // ROW == other // ROW + 1),
-    "row ends": (RowEnds(ROW), lambda step, other: (other // ROW < step // ROW) & (other % ROW == ROW - 1)),
+    "row ends": (
+        RowEnds(ROW, 5),
+        lambda step, other: (other <= step) & (other % ROW == ROW - 1) & (other < 5 * ROW - 1),
+    ),
     "beginning": (Beginning(6), lambda step, other: (other <= step) & (other < 6)),
 }
 
@@ -102,7 +105,7 @@ def test_a_reach_goes_on_from_its_memory(reach: Reach, pieces: list[int]):
 
 
 @pytest.mark.parametrize(
-    ("reach", "kept"), [(Row(ROW), ROW), (PreviousRow(ROW), 2 * ROW), (RowEnds(ROW), 5), (Beginning(6), 6)]
+    ("reach", "kept"), [(Row(ROW), ROW), (PreviousRow(ROW), 2 * ROW), (RowEnds(ROW, 5), 5), (Beginning(6), 6)]
 )
 def test_a_reach_remembers_only_what_can_be_met(reach: Reach, kept: int):
     """Of 19 steps a row, two rows, four ends and a zero, or the beginning."""

@@ -154,13 +154,14 @@ class PreviousRow(_InRows):
 
 
 class RowEnds(Reach):
-    """The last step of every row before the step's own, and a zero, which the first row meets alone."""
+    """The last steps of rows up to the step itself, and a zero; of `num_rows` rows the last one's end is left out."""
 
-    def __init__(self, row_length: int):
-        self.row_length = _checked(row_length)
+    def __init__(self, row_length: int, num_rows: int):
+        self.row_length, self.num_rows = _checked(row_length), _checked(num_rows)
 
     def empty(self, like: Tensor, batch_size: int, num_heads: int, length: int, head_dim: int) -> Memory:
-        return 0, like.new_zeros(2, batch_size, num_heads, 1 + length // self.row_length, head_dim)
+        del length
+        return 0, like.new_zeros(2, batch_size, num_heads, self.num_rows, head_dim)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         batch_size, num_heads, length, head_dim = q.shape
@@ -170,11 +171,11 @@ class RowEnds(Reach):
         start, kept = memory
         end, until_end = start + q.shape[2], self.row_length - 1 - start % self.row_length
         ends = torch.stack([k, v])[:, :, :, until_end :: self.row_length]
-        slot = 1 + start // self.row_length
+        slot = 1 + start // self.row_length  # after the zero
         kept = torch.cat([kept[:, :, :, :slot], ends, kept[:, :, :, slot + ends.shape[3] :]], 3)
-        rows = _steps(start, end, q) // self.row_length
-        met = torch.arange(1 + (end - 1) // self.row_length, device=q.device) <= rows[:, None]
-        k, v = kept[:, :, :, : met.shape[1]]
+        kept = kept[:, :, :, : self.num_rows]
+        k, v = kept[:, :, :, : 1 + end // self.row_length]
+        met = torch.arange(k.shape[2], device=q.device) * self.row_length <= _steps(start, end, q)[:, None] + 1
         return F.scaled_dot_product_attention(q, k, v, attn_mask=met), (end, kept)
 
 

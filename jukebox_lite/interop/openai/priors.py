@@ -72,7 +72,7 @@ _ORDERS: dict[int, Callable[[int], int]] = {  # attn_order -> the kind of attent
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """A prior's hyperparameters, checked, and where it stands among the levels; level 0 is the finest."""
 
     shape: Shape
@@ -121,10 +121,10 @@ def prior(weights: Mapping[str, Tensor], hps: Mapping[str, object]) -> JukeboxPr
     precision. Raises InputError where a key is unknown, missing or of another shape, and on hyperparameters that no
     JukeboxPrior has.
     """
-    place, weights = _place(hps), plain_keys(weights)
+    place, weights = place_of(hps), plain_keys(weights)
     with torch.device("meta"):
         model = _empty(place)
-    keys, wanted = dict(_keys(place)), model.state_dict()
+    keys, wanted = dict(keys_of(place)), model.state_dict()
     check_keys(weights, {key: _their_shape(key, wanted[ours]) for key, ours in keys.items()})
     if model.head is None and not torch.equal(weights["prior.x_emb.weight"], weights["prior.x_out.weight"]):
         raise InputError(
@@ -147,7 +147,7 @@ def window(hps: Mapping[str, object], z: Tensor, y: Tensor | None = None, z_abov
     A row of y is: samples of the song, the first sample of the window and how many it has, artist, genres (-1 for
     none), lyric tokens. Raises InputError on what the prior lacks and on rows that are not its own.
     """
-    place, labels = _place(hps), {}
+    place, labels = place_of(hps), {}
     codes = {place.level.name: z[:, None]}
     if place.above is not None:
         if z_above is None:
@@ -168,7 +168,7 @@ def window(hps: Mapping[str, object], z: Tensor, y: Tensor | None = None, z_abov
     return Window(codes, labels)
 
 
-def _place(hps: Mapping[str, object]) -> _Place:
+def place_of(hps: Mapping[str, object]) -> Place:
     """The hyperparameters with OpenAI's defaults in the place of what is absent, or an InputError."""
     shape, given = shape_of(hps), {**_DEFAULTS, **hps}
     needed = [*_NEEDED]
@@ -177,7 +177,7 @@ def _place(hps: Mapping[str, object]) -> _Place:
     needed += ["n_vocab"] if given["n_tokens"] else []
     if absent := [key for key in needed if given.get(key) is None]:
         raise InputError(f"hps.{absent[0]}: missing; expected {', '.join(needed)} as in OpenAI's hparams.py")
-    for key in _WHOLE:
+    for key in (*_WHOLE, "n_vocab") if given["n_tokens"] else _WHOLE:
         check_whole(key, given[key])
     if not 0 <= given["level"] < shape.levels:
         raise InputError(f"hps.level={given['level']}: expected 0 to {shape.levels - 1}, finest first")
@@ -188,10 +188,10 @@ def _place(hps: Mapping[str, object]) -> _Place:
     for key in ("attn_order", "prime_attn_order"):
         if given[key] not in _ORDERS:
             raise InputError(f"hps.{key}={given[key]}: expected one of {', '.join(map(str, _ORDERS))}")
-    return _Place(shape, given)
+    return Place(shape, given)
 
 
-def _empty(place: _Place) -> JukeboxPrior:
+def _empty(place: Place) -> JukeboxPrior:
     """A prior of this shape, yet to be filled."""
     hps, level, above = place.hps, place.level, place.above
     dim, prefix = hps["prior_width"], place.prefix or LyricPrefix(0, 0)
@@ -256,11 +256,13 @@ def _reach(function: int, length: int, blocks: Any, num_tokens: int, kind: str) 
         raise InputError(f"hps.{kind}blocks={blocks}: expected a divisor of the {length} steps of the transformer")
     if function == _BEGINNING:
         return Beginning((num_tokens // blocks + 1) * blocks)  # a few codes beside the lyrics, as OpenAI has it
-    kinds = {_ROW: Row, _COLUMN: Column, _PREVIOUS_ROW: PreviousRow, _ROW_ENDS: RowEnds}
+    if function == _ROW_ENDS:
+        return RowEnds(length // blocks, blocks)
+    kinds = {_ROW: Row, _COLUMN: Column, _PREVIOUS_ROW: PreviousRow}
     return kinds[function](length // blocks)
 
 
-def _upsampler(place: _Place) -> ConvStack:
+def _upsampler(place: Place) -> ConvStack:
     """From the level above to this one's rate."""
     hps, index = place.hps, place.hps["level"] + 1
     dim, width, depth, stride = hps["prior_width"], hps["cond_width"], hps["cond_depth"], place.shape.strides[index]
@@ -281,7 +283,7 @@ def _their_shape(key: str, ours: Tensor) -> list[int]:
     return [*ours.shape[:2], *ours.shape[3:]]
 
 
-def _keys(place: _Place) -> Iterator[tuple[str, str]]:
+def keys_of(place: Place) -> Iterator[tuple[str, str]]:
     """OpenAI's key and ours, of every tensor."""
     hps = place.hps
     yield from _transformer_keys(hps, "", "prior.", "transformer.")
@@ -319,7 +321,7 @@ def _transformer_keys(hps: Mapping[str, Any], kind: str, theirs: str, ours: str)
         yield from _pair(f"{their_block}.ln_1", f"{our_block}.feed_forward_norm")
 
 
-def _above_keys(place: _Place) -> Iterator[tuple[str, str]]:
+def _above_keys(place: Place) -> Iterator[tuple[str, str]]:
     theirs, ours = "conditioner_blocks.0", "conditioners.above"
     yield f"{theirs}.x_emb.weight", f"{ours}.embedding.weight"
     yield from _pair(f"{theirs}.ln", f"{ours}.norm")
