@@ -216,4 +216,6 @@ def _steps(start: int, end: int, like: Tensor) -> Tensor:
 def _rows(x: Tensor, row_length: int) -> Tensor:
     """[B, H, T, E] -> [B, H, R, C, E]; the last row is filled up with zeros, a single one is as long as it is."""
     row_length = min(row_length, x.shape[2])
-    return rearrange(F.pad(x, (0, 0, 0, -x.shape[2] % row_length)), "b h (r c) e -> b h r c e", c=row_length)
+    if missing := -x.shape[2] % row_length:
+        x = F.pad(x, (0, 0, 0, missing))
+    return rearrange(x, "b h (r c) e -> b h r c e", c=row_length)

@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from jukebox_lite.errors import InputError
+from jukebox_lite.nn.linear import Linear
 from jukebox_lite.nn.reach import Column, Past, PreviousRow, Reach, Row
 
 State = Any  # each mixer's own
@@ -59,8 +60,8 @@ class AttentionHeads(nn.Module):
         if dim % (2 * num_heads):
             raise InputError(f"prior.dim={dim}: give a multiple of {2 * num_heads}, an even width for each head")
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.out = nn.Linear(dim, dim, bias=False)
+        self.qkv = Linear(dim, 3 * dim, bias=False)
+        self.out = Linear(dim, dim, bias=False)
         self.query_norm, self.key_norm = nn.RMSNorm(dim // num_heads), nn.RMSNorm(dim // num_heads)
         self.rotary = Rotary(dim // num_heads, max_length)
         nn.init.zeros_(self.out.weight)
@@ -118,8 +119,8 @@ class SquaredReLU(nn.Module):
     def __init__(self, dim: int, expansion: int = 4):
         super().__init__()
         self.widen, self.narrow = (
-            nn.Linear(dim, expansion * dim, bias=False),
-            nn.Linear(expansion * dim, dim, bias=False),
+            Linear(dim, expansion * dim, bias=False),
+            Linear(expansion * dim, dim, bias=False),
         )
         nn.init.zeros_(self.narrow.weight)
 

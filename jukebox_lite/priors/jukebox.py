@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from jukebox_lite.levels import Facts, Window
 from jukebox_lite.nn.conv import ConvStack
+from jukebox_lite.nn.linear import Linear, linear
 from jukebox_lite.nn.reach import Reach
 from jukebox_lite.nn.transformer import Mixer, State
 from jukebox_lite.priors.autoregressive import draw
@@ -29,7 +30,7 @@ class JukeboxAttention(Mixer):
     def __init__(self, dim: int, inner_dim: int, num_heads: int, reach: Reach):
         super().__init__()
         self.num_heads, self.reach = num_heads, reach
-        self.qkv, self.out = nn.Linear(dim, 3 * inner_dim), nn.Linear(inner_dim, dim)
+        self.qkv, self.out = Linear(dim, 3 * inner_dim), Linear(inner_dim, dim)
 
     def empty_state(self, batch_size: int, length: int) -> State:
         weight = self.out.weight
@@ -47,8 +48,8 @@ class CrossAttention(nn.Module):
     def __init__(self, dim: int, inner_dim: int, num_heads: int):
         super().__init__()
         self.num_heads = num_heads
-        self.query, self.key_value = nn.Linear(dim, inner_dim), nn.Linear(dim, 2 * inner_dim)
-        self.out = nn.Linear(inner_dim, dim)
+        self.query, self.key_value = Linear(dim, inner_dim), Linear(dim, 2 * inner_dim)
+        self.out = Linear(inner_dim, dim)
 
     def hear(self, memory: Tensor) -> State:
         """The state for a memory [B, S, D]."""
@@ -69,12 +70,12 @@ class JukeboxBlock(nn.Module):
         super().__init__()
         self.mixer, self.scale = mixer, scale
         self.mixer_norm, self.feed_forward_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.widen, self.narrow = nn.Linear(dim, hidden_dim), nn.Linear(hidden_dim, dim)
+        self.widen, self.narrow = Linear(dim, hidden_dim), Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         y, state = self.mixer(self.mixer_norm(x), state)
         hidden = self.widen(self.feed_forward_norm(x + y))
-        z = self.narrow(hidden * torch.sigmoid(_STEEPNESS * hidden))
+        z = self.narrow(F.silu(_STEEPNESS * hidden) / _STEEPNESS)
         return torch.add(x, y + z, alpha=self.scale), state
 
 
@@ -202,8 +203,8 @@ class LyricEncoder(nn.Module):
         vocab_size, width = transformer.embedding.weight.shape
         self.transformer, self.num_tokens = transformer, len(transformer.positions)
         self.start = nn.Parameter(torch.zeros(1, width))
-        self.project, self.norm = nn.Linear(width, dim), nn.LayerNorm(dim)
-        self.head = nn.Linear(dim, vocab_size, bias=False)
+        self.project, self.norm = Linear(width, dim), nn.LayerNorm(dim)
+        self.head = Linear(dim, vocab_size, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[B, S] -> [B, S, D]; step s knows the tokens before it, its own not."""
@@ -240,7 +241,7 @@ class JukeboxPrior(Prior):
         self.context_length = len(transformer.positions) - self.prefix.num_tokens
         self.conditioners = nn.ModuleDict(conditioners)
         self.start = None if "labels" in conditioners else nn.Parameter(torch.zeros(1, dim))
-        self.head = nn.Linear(dim, vocab_size, bias=False) if merged else None
+        self.head = Linear(dim, vocab_size, bias=False) if merged else None
 
     def loss(self, window: Window) -> Loss:
         """Nats per token, of the lyrics too: their weight beside that of the codes is `lyric_weight` * S / T."""
@@ -324,7 +325,7 @@ class JukeboxPrior(Prior):
             return self.head(x)
         if conditioning.aligned is not None:
             x = x + conditioning.aligned[:, first : first + x.shape[1]]
-        return F.linear(x, self.transformer.embedding.weight)
+        return linear(x, self.transformer.embedding.weight)
 
 
 def _nats(logits: Tensor, tokens: Tensor) -> Tensor:
