@@ -48,7 +48,7 @@ class Window:
 
     `labels` holds the indices of a song's values [B, M] int64 by label name, as `Facts.indices` gives them, and three
     times [B] float in seconds: "total_seconds" (length of the song), "start_seconds" and "end_seconds" (of this window
-    in it).
+    in it). A JukeboxPrior also takes "lyrics" [B, S] int64, tokens of the text around the window.
     """
 
     codes: Codes

@@ -4,10 +4,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from jukebox_lite import config
+from jukebox_lite.levels import Facts, Level, Window
+from jukebox_lite.priors.base import Sampler
 
 CONF = Path(__file__).parents[1] / "conf"
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -53,6 +56,17 @@ def test_every_pattern_is_one_word(name: str):
     cfg = experiment("prior", "data.root=music", f"pattern={name}")
     config.check(cfg, config.TrainConfig)
     assert config.build(cfg.prior.pattern, config.ROOMS).length(1, 5) == 5
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "mixer").glob("*.yaml")))
+def test_every_mixer_is_one_word(name: str):
+    """Of experiment=prior; a prior of two layers or more can be built of it, and says what it is given."""
+    cfg = experiment("prior", "data.root=music", f"mixer={name}", "prior.dim=16", "prior.depth=4")
+    config.check(cfg, config.TrainConfig)
+    prior = config.build(cfg.prior)(facts=Facts(Level("top", 5, 1, 16)), conditioners={})
+    given = torch.randint(5, (2, 1, 40), generator=torch.Generator().manual_seed(0))
+    sampled = prior.sample(Window({"top": given}), Sampler(), torch.rand(2, 1, 70))
+    assert torch.equal(sampled[..., :40], given) and sampled.shape == (2, 1, 70)
 
 
 def test_sampling_fits_the_code():
