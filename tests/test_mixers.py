@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from jukebox_lite.errors import InputError
-from jukebox_lite.nn.linear import Linear
+from jukebox_lite.nn.dense import Linear
 from jukebox_lite.nn.reach import Beginning, Column, Past, PreviousRow, Reach, Row, RowEnds
 from jukebox_lite.nn.transformer import CausalAttention, FactoredAttention, Rotary, Transformer
 

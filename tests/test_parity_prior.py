@@ -127,13 +127,26 @@ def test_lyrics_are_heard(name: str):
     assert torch.equal(music(silent), music(window.labels | {"lyrics": torch.zeros_like(lyrics)}))
 
 
-def test_one_genre_is_as_good_as_a_row_of_one():
-    """Class indices [B], as data sets have them, and OpenAI's rows of genres with -1 for none."""
+def test_genres_are_a_set():
+    """Their order, and places for none among them, are no matter; another set is."""
     prior, window = prior_of(golden_named("top")), window_of(golden_named("top"))
-    genre = torch.tensor([2, 0])
-    rows = torch.tensor([[2, -1, -1], [-1, 0, -1]])
-    found, wanted = (prior.logits(Window(window.codes, window.labels | {"genre": each})) for each in (genre, rows))
-    assert torch.equal(found, wanted)
+
+    def music(*rows: list[int]) -> Tensor:
+        return prior.logits(Window(window.codes, window.labels | {"genre": torch.tensor(rows)}))
+
+    wanted = music([2, 1, -1], [0, -1, -1])
+    torch.testing.assert_close(music([1, -1, 2], [-1, 0, -1]), wanted)
+    assert (music([2, -1, -1], [0, -1, -1]) - wanted)[0].abs().max() > 1e-3
+
+
+def test_nats_are_what_the_loss_is_the_mean_of():
+    """Of every code; guidance, which such a prior cannot follow, is refused."""
+    prior, window = prior_of(golden_named("top")), window_of(golden_named("top"))
+    nats = prior.nats(window)
+    assert nats.shape == window.codes[prior.facts.level.name].shape
+    assert nats.mean().item() == pytest.approx(prior.loss(window).metrics["nats_per_token"].item(), rel=1e-6)
+    with pytest.raises(InputError, match="guidance=2"):
+        prior.sample(window, Sampler(guidance=2.0), torch.rand(1, 1, 8))
 
 
 def test_a_prior_is_read_from_openais_file(tmp_path: Path):

@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from jukebox_lite.errors import InputError
-from jukebox_lite.nn.linear import Linear
+from jukebox_lite.nn.dense import Linear
 from jukebox_lite.nn.reach import Column, Past, PreviousRow, Reach, Row
 
 State = Any  # each mixer's own

@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from jukebox_lite.errors import InputError
 from jukebox_lite.levels import Facts, Window
 from jukebox_lite.nn.conv import ConvStack
-from jukebox_lite.nn.linear import Linear, linear
+from jukebox_lite.nn.dense import Linear, linear
 from jukebox_lite.nn.reach import Reach
 from jukebox_lite.nn.transformer import Mixer, State
 from jukebox_lite.priors.autoregressive import draw
@@ -138,7 +139,7 @@ class JukeboxAbove(Conditioner):
 class JukeboxLabels(Conditioner):
     """Artist and genres, summed, in the place of the step before the first.
 
-    A song's genres [B, G] may be several: those below 0 stand for none.
+    A song's genres [B, M] may be several, as the values of any label; of its artists [B, M] only the first is heard.
     """
 
     def __init__(self, num_artists: int, num_genres: int, dim: int):
@@ -148,9 +149,8 @@ class JukeboxLabels(Conditioner):
     def forward(self, window: Window, length: int) -> Conditioning:
         del length
         artist, genres = window.labels["artist"], window.labels["genre"]
-        genres = genres.view(len(artist), -1)
         heard = self.genre(genres.clamp(min=0)) * (genres >= 0)[..., None]
-        return Conditioning(start=self.artist(artist) + heard.sum(1))
+        return Conditioning(start=self.artist(artist[:, 0]) + heard.sum(1))
 
 
 class JukeboxTiming(Conditioner):
@@ -215,8 +215,8 @@ class LyricEncoder(nn.Module):
 class JukeboxPrior(Prior):
     """A prior of Jukebox: top or upsampler, with or without labels and lyrics.
 
-    Beside a window's codes its labels are read: "artist" [B] and "genre" [B] or [B, G], the times, and "lyrics"
-    [B, S], tokens of the song's text around the window; without these all are 0, which stands for none.
+    Beside a window's codes its labels are read: "artist" and "genre", the times, and "lyrics" [B, S], tokens of the
+    song's text around the window; without these all are 0, which stands for none.
     """
 
     def __init__(
@@ -243,21 +243,25 @@ class JukeboxPrior(Prior):
         self.start = None if "labels" in conditioners else nn.Parameter(torch.zeros(1, dim))
         self.head = Linear(dim, vocab_size, bias=False) if merged else None
 
+    def nats(self, window: Window) -> Tensor:
+        return self._nats(self._all_at_once(window)[0], window)
+
     def loss(self, window: Window) -> Loss:
         """Nats per token, of the lyrics too: their weight beside that of the codes is `lyric_weight` * S / T."""
-        codes = window.codes[self.facts.level.name][:, 0]
-        lyrics = self._lyrics(window, len(codes), codes.device)
         logits, memory = self._all_at_once(window)
-        split = self.prefix.num_tokens
-        nats = _nats(logits[:, split:], codes + self.prefix.vocab_size)
-        chance = torch.full_like(nats, math.log(self.facts.level.codebook_size))
-        metrics = {"nats_per_token": nats.detach(), "chance": chance}
+        nats = self._nats(logits, window)
+        metrics = {
+            "nats_per_token": nats.mean().detach(),
+            "chance": torch.full_like(nats.mean(), math.log(self.facts.level.codebook_size)),
+        }
+        lyrics = self._lyrics(window, len(logits), logits.device)
         if not lyrics.shape[1]:
-            return Loss(nats, metrics)
-        of_lyrics = _nats(logits[:, :split] if self.encoder is None else self.encoder.head(memory), lyrics)
-        share = lyrics.shape[1] / (lyrics.shape[1] + codes.shape[1])
-        total = self.lyric_weight * share * of_lyrics + (1 - share) * nats
-        return Loss(total, metrics | {"nats_per_lyric_token": of_lyrics.detach()})
+            return Loss(nats.mean(), metrics)
+        split = self.prefix.num_tokens
+        of_lyrics = _cross_entropy(logits[:, :split] if self.encoder is None else self.encoder.head(memory), lyrics)
+        share = lyrics.shape[1] / (lyrics.shape[1] + nats.shape[-1])
+        total = self.lyric_weight * share * of_lyrics.mean() + (1 - share) * nats.mean()
+        return Loss(total, metrics | {"nats_per_lyric_token": of_lyrics.mean().detach()})
 
     def logits(self, window: Window) -> Tensor:
         """Of every step given those before [B, T, V]; lyrics in the same sequence go first, as steps and as tokens."""
@@ -269,6 +273,8 @@ class JukeboxPrior(Prior):
 
         Where lyrics share the vocabulary, one of their tokens may be drawn in place of a code: it comes out as code 0.
         """
+        if sampler.guidance != 1:
+            raise InputError(f"guidance={sampler.guidance:g}: Jukebox's priors never learnt without labels; give 1")
         batch_size, _, length = noise.shape
         before = self.prefix.num_tokens
         conditioning, memory = self._condition(window, batch_size, length)
@@ -284,6 +290,11 @@ class JukeboxPrior(Prior):
             if step + 1 < before + length:
                 x = self._inputs(stream[:, step : step + 1], conditioning, step + 1)
         return (stream[:, None, before:] - self.prefix.vocab_size).clamp(min=0)
+
+    def _nats(self, logits: Tensor, window: Window) -> Tensor:
+        """Of every code [B, 1, T], from the logits of the whole stream."""
+        codes = window.codes[self.facts.level.name]
+        return _cross_entropy(logits[:, self.prefix.num_tokens :], codes[:, 0] + self.prefix.vocab_size)[:, None]
 
     def _all_at_once(self, window: Window) -> tuple[Tensor, Tensor | None]:
         """Logits [B, T, V] of the whole window, and the lyrics' memory."""
@@ -328,6 +339,6 @@ class JukeboxPrior(Prior):
         return linear(x, self.transformer.embedding.weight)
 
 
-def _nats(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Mean over the tokens [B, T] of how surprising each is."""
-    return F.cross_entropy(rearrange(logits.float(), "b t v -> (b t) v"), rearrange(tokens, "b t -> (b t)"))
+def _cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
+    """How surprising each of the tokens [B, T] is."""
+    return F.cross_entropy(rearrange(logits.float(), "b t v -> b v t"), tokens, reduction="none")

@@ -163,7 +163,7 @@ def window(hps: Mapping[str, object], z: Tensor, y: Tensor | None = None, z_abov
             raise InputError(f"y: a window of {length.tolist()} samples; expected this level's {place.num_samples}")
         times = {"total": total, "start": start, "end": start + length}
         labels = {f"{name}_seconds": samples.double() / place.shape.hps["sr"] for name, samples in times.items()}
-        labels |= {"artist": artist, "genre": y[:, 4 : y.shape[1] - num_tokens]}
+        labels |= {"artist": artist[:, None], "genre": y[:, 4 : y.shape[1] - num_tokens]}
         labels |= {"lyrics": y[:, -num_tokens:]} if num_tokens else {}
     return Window(codes, labels)
 
