@@ -8,13 +8,17 @@ from torch import Tensor
 
 from jukebox_lite.errors import InputError
 from jukebox_lite.nn.dense import Linear
+from jukebox_lite.nn.linear import GatedDeltaRule
 from jukebox_lite.nn.reach import Beginning, Column, Past, PreviousRow, Reach, Row, RowEnds
+from jukebox_lite.nn.sliding import SlidingAttention
 from jukebox_lite.nn.transformer import CausalAttention, FactoredAttention, Rotary, Transformer
 
 MIXERS = {
     "causal": CausalAttention,
     "factored": partial(FactoredAttention, row_length=4),
     "factored, the last row short": partial(FactoredAttention, row_length=5),
+    "sliding": partial(SlidingAttention, window=5),  # three blocks of which see all of LENGTH
+    "linear": partial(GatedDeltaRule, chunk_length=5),
 }
 LENGTH = 12
 ROW = 4
@@ -128,6 +132,23 @@ def test_rows_without_steps_are_refused():
     """One line tells what was given."""
     with pytest.raises(InputError, match="row of 0 steps"):
         Transformer(16, 1, 2, LENGTH, partial(FactoredAttention, row_length=0))
+
+
+def test_any_length_is_the_beginning_of_a_longer_one(transformer: Transformer):
+    """A sequence of every length, a multiple of a mixer's blocks or not, gives what it gives as a beginning."""
+    x = sequence()
+    with torch.no_grad():
+        whole, _ = transformer(x)
+        for length in range(1, LENGTH):
+            torch.testing.assert_close(transformer(x[:, :length])[0], whole[:, :length], rtol=1e-5, atol=1e-5)
+
+
+def test_songs_of_a_batch_do_not_see_each_other(transformer: Transformer):
+    """The gradient of one row's outputs is exactly zero at the other row."""
+    x = sequence(requires_grad=True)
+    transformer(x)[0][0].square().sum().backward()
+    assert torch.count_nonzero(x.grad[1]) == 0
+    assert (x.grad[0].abs().amax(-1) > 0).all()
 
 
 def test_a_new_transformer_is_the_identity():

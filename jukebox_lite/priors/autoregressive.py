@@ -35,6 +35,7 @@ class AutoregressivePrior(Prior):
         conditioners: dict[str, Callable[..., Conditioner]],
         dropout: float = 0.0,
         pattern: Pattern = _PARALLEL,
+        checkpointing: bool = False,
     ):
         super().__init__()
         self.facts, self.context_length, self.pattern = facts, context_length, pattern
@@ -44,7 +45,7 @@ class AutoregressivePrior(Prior):
         self.heads = nn.ModuleList(CodeHead(dim, level.codebook_size, each) for each in vectors)
         self.start = nn.Parameter(torch.zeros(dim))
         max_length = pattern.length(level.channels, context_length)
-        self.transformer = Transformer(dim, depth, num_heads, max_length, mixer, dropout)
+        self.transformer = Transformer(dim, depth, num_heads, max_length, mixer, dropout, checkpointing)
         self.conditioners = nn.ModuleDict({name: make(dim=dim, facts=facts) for name, make in conditioners.items()})
 
     def nats(self, window: Window) -> Tensor:
