@@ -148,15 +148,16 @@ def test_linear_attention_recalls_what_a_key_was_last_given():
     torch.testing.assert_close(y[0, 0, 24:], values[16:])
 
 
-def test_autocast_to_bfloat16_changes_little(mixer: Mixer):
-    """Sums over 1,024 steps are kept in full precision: bfloat16 around them costs a percent or so, of any length."""
+def test_autocast_to_bfloat16_does_not_add_up(mixer: Mixer):
+    """bfloat16 around the mixer costs a few percent, and no more at the end of 1,024 steps than at the beginning."""
     x = torch.randn(1, 1024, 16)
     with torch.no_grad():
         expected, _ = mixer(x)
         with torch.autocast("cpu", torch.bfloat16):
             got, _ = mixer(x)
-    error = (got.float() - expected).square().mean(1) / expected.square().mean()
-    assert error.max() < 0.02**2
+    errors = ((got.float() - expected) / expected.std()).square().mean(2)[0]
+    assert errors.mean() < 0.05**2
+    assert errors[-256:].mean() < 2 * errors[:256].mean()
 
 
 @pytest.mark.parametrize(
