@@ -1,9 +1,9 @@
 """What every mixer of conf/mixer costs as the context grows: training and sampling. `python -m benchmarks.mixers`
 
-Time is the median training step of a prior (loss and gradients, batch 1); memory is the most that the process held
-above what it held before the step, each figure in a process of its own. Sampling goes on from a prompt that fills the
-context but for the steps that are timed. Random codes and weights: what a mixer learns is another question
-(`python -m benchmarks.long_context`).
+Time is the CPU's, of one thread, so that what else the machine does counts little: the median training step of a prior
+(loss and gradients, batch 1). Memory is the most that the process held above what it held before the step, each figure
+in a process of its own. Sampling goes on from a prompt that fills the context but for the steps that are timed. Random
+codes and weights: what a mixer learns is another question (`python -m benchmarks.long_context`).
 """
 
 import argparse
@@ -36,20 +36,21 @@ def main() -> None:
     names = sorted(path.stem for path in MIXERS.glob("*.yaml"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mixers", nargs="+", choices=names, default=names)
-    parser.add_argument("--contexts", nargs="+", type=int, default=CONTEXTS, help="steps, two or more, each twice the last")
+    parser.add_argument(
+        "--contexts", nargs="+", type=int, default=CONTEXTS, help="steps, two or more, each twice the last"
+    )
     parser.add_argument("--dim", type=int, default=256)
     parser.add_argument("--depth", type=int, default=2)
     parser.add_argument("--num-heads", type=int, default=4)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--checkpointing", action="store_true", help="compute blocks twice instead of keeping them")
     parser.add_argument("--child", nargs=2, metavar=("MIXER", "CONTEXT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(1)
     if arguments.child:
         print(json.dumps(measure(build(arguments, *arguments.child), arguments.repeats)))
         return
-    shape = f"dim {arguments.dim}, depth {arguments.depth}, {arguments.threads} threads, torch {torch.__version__}"
+    shape = f"dim {arguments.dim}, depth {arguments.depth}, one thread, torch {torch.__version__}"
     training = Table("context", *arguments.mixers, title=f"a training step ({shape})")
     sampling = Table("context", *arguments.mixers, title="a sampled step, and the state it goes on from")
     memories: dict[str, list[float]] = {name: [] for name in arguments.mixers}
@@ -111,9 +112,9 @@ def measure(prior: AutoregressivePrior, repeats: int) -> dict[str, float]:
 
 def learn(prior: AutoregressivePrior, codes: Tensor) -> float:
     """Seconds of a loss and its gradients."""
-    began = time.perf_counter()
+    began = time.process_time()
     prior.loss(Window({"top": codes})).total.backward()
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
 @torch.no_grad()
@@ -123,9 +124,9 @@ def sample(prior: AutoregressivePrior, codes: Tensor) -> tuple[float, int]:
     _, states = prior.transformer(x[:, :-NEW_STEPS], prior.transformer.empty_state(1, x.shape[1]))
     seconds = []
     for step in x[:, -NEW_STEPS:].unbind(1):
-        began = time.perf_counter()
+        began = time.process_time()
         _, states = prior.transformer(step[:, None], states)
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.process_time() - began)
     return statistics.median(seconds), sum(each.nbytes for each in tree_leaves(states) if isinstance(each, Tensor))
 
 
