@@ -1,0 +1,130 @@
+"""What each mixer of conf/mixer still knows of a melody heard 4,096 steps ago. `python -m benchmarks.long_context`
+
+A song is A B A B. A and B are melodies of 4 notes each, new in every song, none twice, and each is followed by 2,044
+rests, so that the period is long and what there is to remember is small: which note follows which. The first time
+nothing tells a note. The second time the first note of a melody tells the others, to a mixer that remembers the period
+before. What sees less than the period pays for the second A B what it paid for the first.
+
+So this tests recall by content over a distance, of what a state of constant size can hold. It does not test recall of
+thousands of random codes, which no such state can, nor how much a state holds (tests/test_long_mixers.py shows that a
+head of the delta rule holds as many pairs as its keys have features).
+
+All priors have one shape and see the same songs: first short ones with rests of random length, which teach recall where
+every mixer can see it, then rests that grow to the length judged. The columns are what held-out songs cost: in nats per
+token of a whole A B, and in nats per note that a melody's first note could tell (chance: ln 32 = 3.47). The short songs
+are those of the first stage: a mixer that fails there has not learnt to recall within its reach either, and its long
+songs say nothing of its reach.
+"""
+
+import argparse
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import reduce
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from jukebox_lite import config
+from jukebox_lite.levels import Facts, Level
+from jukebox_lite.priors.autoregressive import AutoregressivePrior
+from jukebox_lite.priors.conditioning import Conditioning
+
+MIXERS = Path(__file__).parents[1] / "conf" / "mixer"
+NOTES = 32  # codes that are notes; one more is the rest
+MELODY = 4  # notes
+SHORT, LONG = 2 * MELODY, 2048 - MELODY  # rests after a melody
+REPEATS = 6  # of A B in a short song to learn from
+TOKENS = 3072  # about a step's
+
+
+def main() -> None:
+    """Trains a prior for each mixer and prints a table of what the second time costs beside the first."""
+    names = sorted(path.stem for path in MIXERS.glob("*.yaml"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mixers", nargs="+", choices=names, default=names)
+    parser.add_argument("--short-steps", type=int, default=800, help="training steps of short songs")
+    parser.add_argument("--growing-steps", type=int, default=40, help="and of songs whose rests grow")
+    parser.add_argument("--lr", type=float, default=6e-3)
+    parser.add_argument("--dim", type=int, default=64)
+    parser.add_argument("--depth", type=int, default=2)
+    parser.add_argument("--num-heads", type=int, default=4)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    title = f"songs A B A B of {4 * (MELODY + LONG):,} steps (dim {arguments.dim}, depth {arguments.depth})"
+    table = Table("", "nats per token: first A B", "second", "per note: first", "second", "in short songs", title=title)
+    for name in arguments.mixers:
+        began = time.process_time()
+        prior = build(arguments, name)
+        train(prior, arguments)
+        row = *judge(prior, LONG), judge(prior, SHORT)[3]
+        table.add_row(name, *(f"{nats:.4f}" for nats in row[:2]), *(f"{nats:.2f}" for nats in row[2:]))
+        print(f"{name}: {time.process_time() - began:.0f} s of CPU time", flush=True)
+    Console(width=120).print(table)
+
+
+def build(arguments: argparse.Namespace, name: str) -> AutoregressivePrior:
+    """An untrained prior with the mixer of conf/mixer/<name>.yaml; notes are random vectors, as a codec's codes are."""
+    mixer = config.build(config.read(MIXERS / f"{name}.yaml"), config.ROOMS)
+    torch.manual_seed(0)
+    vectors = torch.block_diag(torch.randn(NOTES, 16), torch.ones(1, 1))
+    facts = Facts(Level("top", NOTES + 1), vectors={"top": vectors[None]})
+    dim, depth, num_heads = arguments.dim, arguments.depth, arguments.num_heads
+    return AutoregressivePrior(dim, depth, num_heads, 4 * (MELODY + LONG), mixer, facts, {})
+
+
+def train(prior: AutoregressivePrior, arguments: argparse.Namespace) -> None:
+    """Short songs, then longer and longer ones; every song is seen once."""
+    optimizer = torch.optim.AdamW(prior.parameters(), lr=arguments.lr, betas=(0.9, 0.95))
+    total, generator = arguments.short_steps + arguments.growing_steps, torch.Generator().manual_seed(1)
+    for step, (rests, repeats) in enumerate(lessons(arguments.short_steps, arguments.growing_steps)):
+        for group in optimizer.param_groups:
+            group["lr"] = arguments.lr * min(1, (step + 1) / 30) * (1 - 0.9 * step / total)
+        batch_size = max(2, TOKENS // (2 * repeats * (MELODY + rests)))
+        loss = surprise(prior, songs(batch_size, rests, repeats, generator)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(prior.parameters(), 1.0)
+        optimizer.step()
+
+
+def lessons(short_steps: int, growing_steps: int) -> Iterator[tuple[int, int]]:
+    """Rests after a melody, and repeats of A B, of each training step."""
+    draw = random.Random(0)
+    for _ in range(short_steps):
+        yield draw.randint(1, SHORT), REPEATS  # of random length, so that a distance learnt by heart is no help
+    for step in range(growing_steps):
+        yield round(SHORT * (LONG / SHORT) ** ((step + 1) / growing_steps)), 2
+
+
+def songs(batch_size: int, rests: int, repeats: int, generator: torch.Generator) -> Tensor:
+    """Codes [B, 1, T] of A B, `repeats` times over."""
+    notes = torch.rand(batch_size, NOTES, generator=generator).argsort(1)[:, : 2 * MELODY]
+    sections = F.pad(notes.unflatten(1, (2, MELODY)), (0, rests), value=NOTES)
+    return sections.flatten(1).repeat(1, repeats)[:, None]
+
+
+def surprise(prior: AutoregressivePrior, codes: Tensor) -> Tensor:
+    """Nats [B, T] of every token."""
+    x = prior.inputs(codes[..., :-1], Conditioning(), 0)
+    return F.cross_entropy(prior.logits(prior.transformer(x)[0])[:, 0].mT, codes[:, 0], reduction="none")
+
+
+@torch.no_grad()
+def judge(prior: AutoregressivePrior, rests: int, num_songs: int = 8) -> list[float]:
+    """Nats per token of the first A B and of the second, then per note after a melody's first, likewise."""
+    generator = torch.Generator().manual_seed(2)
+    nats = torch.cat([surprise(prior, songs(1, rests, 2, generator)) for _ in range(num_songs)])
+    times = nats.unflatten(1, (2, 2, -1))  # [B, first or second, A or B, T]
+    return [
+        *reduce(times, "b time melody t -> time", "mean").tolist(),
+        *reduce(times[..., 1:MELODY], "b time melody t -> time", "mean").tolist(),
+    ]
+
+
+if __name__ == "__main__":
+    main()
