@@ -10,10 +10,10 @@ thousands of random codes, which no such state can, nor how much a state holds (
 head of the delta rule holds as many pairs as its keys have features).
 
 All priors have one shape and see the same songs: first short ones with rests of random length, which teach recall where
-every mixer can see it, then rests that grow to the length judged. The columns are what held-out songs cost: in nats per
-token of a whole A B, and in nats per note that a melody's first note could tell (chance: ln 32 = 3.47). The short songs
-are those of the first stage: a mixer that fails there has not learnt to recall within its reach either, and its long
-songs say nothing of its reach.
+every mixer can see it, then in turn with songs whose rests grow to the length judged. The columns are what held-out
+songs cost: in nats per token of a whole A B, and in nats per note that a melody's first note could tell (chance: ln 32
+is 3.47). Short songs have 8 rests after a melody: a mixer that fails there has not learnt to recall at all, and its
+long songs say nothing of its reach.
 """
 
 import argparse
@@ -48,7 +48,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mixers", nargs="+", choices=names, default=names)
     parser.add_argument("--short-steps", type=int, default=1200, help="training steps of short songs")
-    parser.add_argument("--growing-steps", type=int, default=40, help="and of songs whose rests grow")
+    parser.add_argument(
+        "--growing-steps", type=int, default=40, help="then of songs whose rests grow, and as many short"
+    )
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--depth", type=int, default=2)
@@ -80,7 +82,7 @@ def build(arguments: argparse.Namespace, name: str) -> AutoregressivePrior:
 def train(prior: AutoregressivePrior, arguments: argparse.Namespace) -> None:
     """Short songs, then longer and longer ones; every song is seen once."""
     optimizer = torch.optim.AdamW(prior.parameters(), lr=arguments.lr, betas=(0.9, 0.95))
-    total, generator = arguments.short_steps + arguments.growing_steps, torch.Generator().manual_seed(1)
+    total, generator = arguments.short_steps + 2 * arguments.growing_steps, torch.Generator().manual_seed(1)
     for step, (rests, repeats) in enumerate(lessons(arguments.short_steps, arguments.growing_steps)):
         for group in optimizer.param_groups:
             group["lr"] = arguments.lr * min(1, (step + 1) / 30) * (1 - 0.9 * step / total)
@@ -99,6 +101,7 @@ def lessons(short_steps: int, growing_steps: int) -> Iterator[tuple[int, int]]:
         yield draw.randint(1, SHORT), REPEATS  # of random length, so that a distance learnt by heart is no help
     for step in range(growing_steps):
         yield round(SHORT * (LONG / SHORT) ** ((step + 1) / growing_steps)), 2
+        yield draw.randint(1, SHORT), REPEATS  # lest recall be forgotten over so many rests
 
 
 def songs(batch_size: int, rests: int, repeats: int, generator: torch.Generator) -> Tensor:
