@@ -21,7 +21,7 @@ MIXERS = {
 def learn(mixer: type[Mixer], checkpointing: bool, dropout: float) -> tuple[torch.Tensor, list[torch.Tensor], int]:
     """The loss, every gradient, and the elements that the step kept for the way back."""
     torch.manual_seed(0)
-    prior = AutoregressivePrior(16, 3, 2, 32, mixer, Facts(Level("top", 7)), {}, dropout, checkpointing)
+    prior = AutoregressivePrior(16, 3, 2, 32, mixer, Facts(Level("top", 7)), {}, dropout, checkpointing=checkpointing)
     for parameter in prior.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     kept = []
