@@ -13,7 +13,7 @@ All priors have one shape and see the same songs: first short ones with rests of
 every mixer can see it, then in turn with songs whose rests grow to the length judged. The columns are what held-out
 songs cost: in nats per token of a whole A B, and in nats per note that a melody's first note could tell (chance: ln 32
 is 3.47). Short songs have 8 rests after a melody: a mixer that fails there has not learnt to recall at all, and its
-long songs say nothing of its reach.
+long songs say nothing of its reach. One seed; rate, heads and number of steps were chosen by trying them on linear.
 """
 
 import argparse

@@ -148,7 +148,7 @@ class Transformer(nn.Module):
     """`depth` blocks; each starts as the identity, since its last matrices start at zero.
 
     With `checkpointing`, training keeps each block's input only and computes the rest again on the way back (Chen et
-    al. 2016): less memory, a third more time, the same gradients.
+    al. 2016): less memory, more time, the same gradients.
     """
 
     def __init__(
