@@ -231,8 +231,10 @@ def weighted_sum(terms: Terms) -> Tensor:
     return torch.stack([term.weight * term.value for term in terms.values()]).sum()
 
 
-def balanced_sum(terms: Terms, prediction: Tensor) -> Tensor:
+def balanced_sum(terms: Terms, heard: Tensor, prediction: Tensor) -> Tensor:
     """Terms of a prediction [B, C, N] -> [], their weighted sum, but with other gradients (EnCodec, section 3.4).
+
+    The terms are those of `heard`, the prediction's values as a leaf of their own, and left no gradient there.
 
     A term's gradient with respect to the prediction is scaled to a norm of its share of the weights, whatever its
     own was: weights then say what counts, not the losses' units. EnCodec divides by moving averages of the norms, here
@@ -241,7 +243,7 @@ def balanced_sum(terms: Terms, prediction: Tensor) -> Tensor:
     whole, pull = sum(term.weight for term in terms.values()), torch.zeros_like(prediction, dtype=torch.float32)
     with torch.autocast(prediction.device.type, enabled=False):
         for term in terms.values():
-            (gradient,) = torch.autograd.grad(term.value, prediction, retain_graph=True)
+            (gradient,) = torch.autograd.grad(term.value, heard, retain_graph=True)
             gradient = gradient.float()
             pull = pull + term.weight / whole * gradient / gradient.norm().clamp(min=1e-12)
         surrogate = (prediction.float() * pull).sum()

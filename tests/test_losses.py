@@ -63,10 +63,11 @@ def test_balanced_gradients_are_shares_of_the_weights():
     target, gradients = noise(1, 1, 2048, seed=2), []
     for unit in (1.0, 1000.0):
         latent = noise(1, 1, 2048, seed=1).requires_grad_()
-        prediction = 1 * latent
+        output = 1 * latent
+        prediction = output.detach().requires_grad_()
         away = (prediction - target).abs().mean() * unit
         terms = {"l2": Term((prediction - target).square().mean(), 1.0), "l1": Term(away, 3.0)}
-        total = balanced_sum(terms, prediction)
+        total = balanced_sum(terms, prediction, output)
         assert total.item() == pytest.approx(weighted_sum(terms).item())
         total.backward()
         gradients.append(latent.grad)

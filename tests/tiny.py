@@ -172,7 +172,12 @@ class World:
     def adversarial(self, *arguments: str) -> tuple[str, ...]:
         """Arguments of train.py for a codec that has a discriminator from its third step on."""
         return self.codec(
-            "task=adversarial_codec", "task.start=2", "discriminator.dim=1", "discriminator.fft_sizes=[256]", *arguments
+            "task=adversarial_codec",
+            "task.start=2",
+            "task.balance_gradients=true",
+            "discriminator.dim=1",
+            "discriminator.fft_sizes=[256]",
+            *arguments,
         )
 
     def prior(self, level: str, *arguments: str, data: Path | None = None) -> tuple[str, ...]:

@@ -54,19 +54,19 @@ class AdversarialCodecTask(CodecTask):
         self.models["discriminator"] = discriminator(channels=codec.channels)
 
     def step(self, models: Models, batch: Tensor, step: int, update: Update) -> Metrics:
-        output, terms = self.hear(models, batch)
+        output, heard, terms = self.hear(models, batch)
         if step >= self.start:
-            heard = [reconstruction for reconstruction, _ in output.values()]
-            update("discriminator", _telling(models["discriminator"](torch.cat([batch, *heard]).detach()), len(batch)))
+            both = torch.cat([batch, *heard.values()]).detach()
+            update("discriminator", _telling(models["discriminator"](both), len(batch)))
             # The bare one: of its own gradients nothing is wanted, and several processes have nothing to exchange.
             judge = self.models["discriminator"]
             with torch.no_grad():
                 wanted = judge(batch)
-            for level, (reconstruction, _) in output.items():
+            for level, reconstruction in heard.items():
                 found = judge(reconstruction)
                 terms[level]["adversarial"] = Term(_passing(found), self.adversarial_weight)
                 terms[level]["features"] = Term(_differing(found, wanted), self.feature_weight)
-        update("codec", self.total(output, terms))
+        update("codec", self.total(output, heard, terms))
         return self.figures(output, terms) | self.health()
 
 

@@ -29,6 +29,7 @@ from jukebox_lite.nn.device import device_of
 from jukebox_lite.tasks.base import Listening, Metrics, Models, Task, Update
 
 Output = dict[str, tuple[Tensor, Quantized]]  # level -> reconstruction [B, C, N] and its quantized latent
+Heard = dict[str, Tensor]  # level -> reconstruction [B, C, N]
 
 
 class CodecTask(Task):
@@ -67,18 +68,22 @@ class CodecTask(Task):
     def amount(self, batch: Tensor) -> float:
         return batch.shape[0] * batch.shape[-1] / self.codec.sample_rate
 
-    def hear(self, models: Models, audio: Tensor) -> tuple[Output, dict[str, Terms]]:
-        """What the codec makes of audio [B, C, N], and the losses of it by level."""
+    def hear(self, models: Models, audio: Tensor) -> tuple[Output, Heard, dict[str, Terms]]:
+        """What the codec makes of audio [B, C, N], its reconstructions as the losses hear them, and these by level."""
         self.loss.to(audio.device)
         output = models["codec"](audio)
-        return output, self.loss({level: reconstruction for level, (reconstruction, _) in output.items()}, audio)
+        heard = {level: reconstruction for level, (reconstruction, _) in output.items()}
+        if self.balance_gradients and torch.is_grad_enabled():
+            heard = {level: reconstruction.detach().requires_grad_() for level, reconstruction in heard.items()}
+        return output, heard, self.loss(heard, audio)
 
-    def total(self, output: Output, terms: dict[str, Terms]) -> Tensor:
+    def total(self, output: Output, heard: Heard, terms: dict[str, Terms]) -> Tensor:
         """What to descend [], of all levels and their quantizers."""
         losses = []
         for level, (reconstruction, quantized) in output.items():
-            balances = self.balance_gradients and reconstruction.requires_grad
-            loss = balanced_sum(terms[level], reconstruction) if balances else weighted_sum(terms[level])
+            own = terms[level]
+            leaf = heard[level].is_leaf and heard[level].requires_grad
+            loss = balanced_sum(own, heard[level], reconstruction) if leaf else weighted_sum(own)
             losses.append(loss + quantized.loss)
         return torch.stack(losses).sum()
 
@@ -100,17 +105,17 @@ class CodecTask(Task):
 
     def step(self, models: Models, batch: Tensor, step: int, update: Update) -> Metrics:
         del step
-        output, terms = self.hear(models, batch)
-        update("codec", self.total(output, terms))
+        output, heard, terms = self.hear(models, batch)
+        update("codec", self.total(output, heard, terms))
         return self.figures(output, terms) | self.health()
 
     def validate(self, models: Models, batch: Tensor) -> Metrics:
-        output, terms = self.hear(models, batch)
+        output, heard, terms = self.hear(models, batch)
         metrics = self.figures(output, terms)
         for level, (reconstruction, _) in output.items():
             distances = measure(reconstruction, batch, self.codec.sample_rate)
             metrics |= {f"{name}/{level}": value for name, value in distances.items()}
-        return metrics | {"score": self.total(output, terms).detach()}
+        return metrics | {"score": self.total(output, heard, terms).detach()}
 
     def listen(self, models: Models) -> Listening:
         """The middle of the first held-out songs, as it is and from each level's codes, finest first."""
