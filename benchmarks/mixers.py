@@ -20,6 +20,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.turns import memory
 from jukebox_lite import config
 from jukebox_lite.levels import Facts, Level, Window
 from jukebox_lite.priors.autoregressive import AutoregressivePrior
@@ -97,14 +98,14 @@ def measure(prior: AutoregressivePrior, repeats: int) -> dict[str, float]:
     codes = torch.randint(VOCAB_SIZE, (1, 1, prior.context_length))
     learn(prior, codes[..., :128])  # whatever is set up once
     Path("/proc/self/clear_refs").write_text("5")  # starts the peak anew
-    before = held("VmRSS")
+    before = memory("VmRSS")
     seconds = [learn(prior, codes)]
-    memory = held("VmHWM") - before
+    peak = memory("VmHWM") - before
     seconds += [learn(prior, codes) for _ in range(repeats)]
     step_seconds, state = sample(prior, codes)
     return {
         "seconds": statistics.median(seconds[1:]),
-        "memory": memory,
+        "memory": peak,
         "step_seconds": step_seconds,
         "state": state,
     }
@@ -128,12 +129,6 @@ def sample(prior: AutoregressivePrior, codes: Tensor) -> tuple[float, int]:
         _, states = prior.transformer(step[:, None], states)
         seconds.append(time.process_time() - began)
     return statistics.median(seconds), sum(each.nbytes for each in tree_leaves(states) if isinstance(each, Tensor))
-
-
-def held(kind: str) -> int:
-    """Bytes that this process holds, or the most it held; Linux only."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(f"{kind}:")))
 
 
 if __name__ == "__main__":

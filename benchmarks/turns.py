@@ -20,17 +20,17 @@ def serve(make: Callable[[Path], Any], name: str, folder: Path, threads: int, co
     connection.send("ready")
     while action := connection.recv():
         Path("/proc/self/clear_refs").write_text("5")  # starts the peak anew
-        before = _memory("VmRSS")
+        before = memory("VmRSS")
         began = time.perf_counter()
         made = getattr(side, action)()
         seconds = time.perf_counter() - began
-        connection.send((seconds, _memory("VmHWM") - before))
+        connection.send((seconds, memory("VmHWM") - before))
         save_file({key: value.contiguous() for key, value in made.items()}, folder / f"{name}.{action}.safetensors")
         del made
         connection.send("saved")
 
 
-def _memory(kind: str) -> int:
+def memory(kind: str) -> int:
     """Bytes that this process holds, or the most it held."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(line.split()[1] for line in lines if line.startswith(f"{kind}:")))

@@ -7,12 +7,12 @@ import torch
 
 from jukebox_lite.levels import Facts, Level, Window
 from jukebox_lite.nn.linear import GatedDeltaRule
-from jukebox_lite.nn.sliding import SlidingAttention
-from jukebox_lite.nn.transformer import CausalAttention, Mixer
+from jukebox_lite.nn.transformer import CausalAttention, FactoredAttention, Mixer, SlidingAttention
 from jukebox_lite.priors.autoregressive import AutoregressivePrior
 
 MIXERS = {
     "causal": CausalAttention,
+    "factored": partial(FactoredAttention, row_length=5),
     "sliding": partial(SlidingAttention, window=5),
     "linear": partial(GatedDeltaRule, chunk_length=5),
 }

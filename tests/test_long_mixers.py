@@ -11,8 +11,8 @@ from torch.utils._pytree import tree_leaves
 
 from jukebox_lite.errors import InputError
 from jukebox_lite.nn.linear import GatedDeltaRule, delta_rule
-from jukebox_lite.nn.sliding import SlidingAttention, banded_attention
-from jukebox_lite.nn.transformer import Mixer
+from jukebox_lite.nn.reach import LastSteps
+from jukebox_lite.nn.transformer import Mixer, SlidingAttention
 
 LONG = {
     "sliding": partial(SlidingAttention, window=8),
@@ -69,7 +69,7 @@ def test_blocks_are_attention_with_a_band_mask(window: int, length: int):
     q, k, v = torch.randn(3, 2, 2, length, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     band = torch.ones(length, length, dtype=torch.bool).tril().triu(1 - window)
     expected = F.scaled_dot_product_attention(q, k, v, attn_mask=band)
-    torch.testing.assert_close(banded_attention(q, k, v, window), expected)
+    torch.testing.assert_close(LastSteps(window).attend(q, k, v), expected)
 
 
 @pytest.mark.parametrize("step", [0, 10, 39])

@@ -10,8 +10,7 @@ from jukebox_lite.errors import InputError
 from jukebox_lite.nn.dense import Linear
 from jukebox_lite.nn.linear import GatedDeltaRule
 from jukebox_lite.nn.reach import Beginning, Column, Past, PreviousRow, Reach, Row, RowEnds
-from jukebox_lite.nn.sliding import SlidingAttention
-from jukebox_lite.nn.transformer import CausalAttention, FactoredAttention, Rotary, Transformer
+from jukebox_lite.nn.transformer import CausalAttention, FactoredAttention, Rotary, SlidingAttention, Transformer
 
 MIXERS = {
     "causal": CausalAttention,

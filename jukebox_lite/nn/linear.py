@@ -47,7 +47,8 @@ class GatedDeltaRule(Mixer):
             self.rates.bias[num_heads:] = torch.log(torch.expm1(1 / spans))  # softplus gives 1 / spans
         nn.init.zeros_(self.out.weight)
 
-    def empty_state(self, batch_size: int, length: int) -> State:  # noqa: ARG002 - of one size for any length
+    def empty_state(self, batch_size: int, length: int) -> State:
+        del length  # of one size for any
         weight = self.qkv.weight
         head_dim = weight.shape[1] // self.num_heads
         before = weight.new_zeros(batch_size, _REACH - 1, len(weight))

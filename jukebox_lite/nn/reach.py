@@ -84,6 +84,37 @@ class Past(_Recent):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
+class LastSteps(_Recent):
+    """The last `window` steps, the step itself included: Longformer's local attention (Beltagy et al. 2020, 3.1)."""
+
+    def __init__(self, window: int):
+        if window < 1:
+            raise InputError(f"mixer.window={window}: a step sees itself at least, give 1 or more")
+        self.window = window
+
+    def size(self, length: int) -> int:
+        return min(self.window, length)
+
+    def first(self, step: int) -> int:
+        return max(0, step - self.window + 1)
+
+    def met(self, kept: Tensor, step: int) -> Tensor:
+        return kept[:, :, :, : step + 1]  # in any order: softmax does not ask
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """In blocks of `window` steps, each of which looks at itself and at the block before."""
+        window, (batch_size, _, length, _) = self.window, q.shape
+        first = F.scaled_dot_product_attention(q[:, :, :window], k[:, :, :window], v[:, :, :window], is_causal=True)
+        if length <= window:
+            return first
+        q, k, v = (F.pad(each, (0, 0, 0, -length % window)) for each in (q, k, v))
+        q = rearrange(q[:, :, window:], "b h (n w) e -> (b n) h w e", w=window)
+        k, v = (rearrange(each.unfold(2, 2 * window, window), "b h n e w -> (b n) h w e") for each in (k, v))
+        band = torch.ones(window, 2 * window, dtype=torch.bool, device=q.device).tril(window).triu(1)
+        rest = F.scaled_dot_product_attention(q, k, v, attn_mask=band)
+        return torch.cat([first, rearrange(rest, "(b n) h w e -> b h (n w) e", b=batch_size)], 2)[:, :, :length]
+
+
 class _InRows(_Recent):
     """A reach that is told by rows of `row_length` steps."""
 

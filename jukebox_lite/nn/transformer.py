@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from jukebox_lite.errors import InputError
 from jukebox_lite.nn.dense import Linear
-from jukebox_lite.nn.reach import Column, Past, PreviousRow, Reach, Row
+from jukebox_lite.nn.reach import Column, LastSteps, Past, PreviousRow, Reach, Row
 
 State = Any  # each mixer's own
 
@@ -102,6 +102,14 @@ class CausalAttention(Attention):
     def __init__(self, dim: int, num_heads: int, max_length: int, layer: int = 0):
         del layer  # all are alike
         super().__init__(dim, num_heads, max_length, Past())
+
+
+class SlidingAttention(Attention):
+    """Every layer attends to the last `window` steps, so that L layers see L * (window - 1) steps back."""
+
+    def __init__(self, dim: int, num_heads: int, max_length: int, window: int, layer: int = 0):
+        del layer  # all are alike
+        super().__init__(dim, num_heads, max_length, LastSteps(window))
 
 
 class FactoredAttention(Attention):

@@ -81,9 +81,8 @@ class CodecTask(Task):
         """What to descend [], of all levels and their quantizers."""
         losses = []
         for level, (reconstruction, quantized) in output.items():
-            own = terms[level]
-            leaf = heard[level].is_leaf and heard[level].requires_grad
-            loss = balanced_sum(own, heard[level], reconstruction) if leaf else weighted_sum(own)
+            own, plain = terms[level], heard[level] is reconstruction
+            loss = weighted_sum(own) if plain else balanced_sum(own, heard[level], reconstruction)
             losses.append(loss + quantized.loss)
         return torch.stack(losses).sum()
 
