@@ -34,6 +34,7 @@ TRUSTED = (
     "jukebox_lite.tasks.",
     "jukebox_lite.training.trainer.",
     "jukebox_lite.training.tracking.",
+    "jukebox_lite.training.optimizers.",
 )
 FUNCTIONS = (
     "jukebox_lite.training.load.load_codec",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -38,9 +38,9 @@ class Learner:
         self.gradient_clip, self.ema_decay = gradient_clip, ema_decay
         self.step = 0
         self.meter = Meter()
-        self.parameters = {n: [p for p in m.parameters() if p.requires_grad] for n, m in task.models.items()}
+        self.parameters = {name: [p for _, p in _learning(model)] for name, model in task.models.items()}
         try:
-            self.optimizers = {name: optimizer(parameters) for name, parameters in self.parameters.items()}
+            self.optimizers = {name: optimizer(_learning(model)) for name, model in task.models.items()}
         except ValueError as error:  # PyTorch's word on a learning rate below 0 and the like
             raise InputError(f"optimizer: {error}") from error
         self.schedules = {name: schedule(optimizer) for name, optimizer in self.optimizers.items()}
@@ -135,6 +135,11 @@ class Learner:
             for model in self.models.values():
                 stack.enter_context(self.fabric.no_backward_sync(model, enabled=not last))
             yield
+
+
+def _learning(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The parameters that a model learns, with their names."""
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
 def over_processes(fabric: Fabric, values: Tensor, operation: str) -> Tensor:

@@ -1,0 +1,43 @@
+"""Optimizers beyond torch's own: Muon for the matrices of a transformer's blocks, AdamW for the rest."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch.nn import Parameter
+from torch.optim import AdamW, Optimizer
+
+
+class Muon(Optimizer):
+    """Muon (Jordan 2024) where it is meant to be, on the hidden matrices, and AdamW on embeddings, heads, norms.
+
+    Both are torch's. Muon's steps are scaled to the size of AdamW's (Liu et al. 2025, section 2.2), so that one `lr`
+    and one `weight_decay` serve both.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[tuple[str, Parameter]],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.98),
+        weight_decay: float = 0.01,
+        momentum: float = 0.95,
+    ):
+        """`params` with their names; those of two axes below a module called blocks are the hidden matrices."""
+        named = list(params)
+        hidden = [(name, p) for name, p in named if p.ndim == 2 and "blocks" in name.split(".")]
+        if not hidden:
+            raise ValueError("Muon is for the matrices of a transformer's blocks, and the model has none: use adamw")
+        names = {name for name, _ in hidden}
+        rest = [(name, p) for name, p in named if name not in names]
+        muon = torch.optim.Muon(hidden, lr, weight_decay, momentum, adjust_lr_fn="match_rms_adamw")
+        self._parts: list[Optimizer] = [muon, AdamW(rest, lr, betas, weight_decay=weight_decay)]
+        super().__init__([group for part in self._parts for group in part.param_groups], {})
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One step of both, on the groups and the state that are this optimizer's: those that are saved and loaded."""
+        loss: Any = None if closure is None else closure()
+        for part, group in zip(self._parts, self.param_groups, strict=True):
+            part.param_groups, part.state = [group], self.state
+            part.step()
+        return loss

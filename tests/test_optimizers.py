@@ -1,0 +1,77 @@
+"""Muon beside AdamW: each parameter is stepped by the one it is meant for, and what is saved is all there is."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+
+from jukebox_lite.nn.transformer import CausalAttention, Transformer
+from jukebox_lite.training.optimizers import Muon
+
+
+class Small(nn.Module):
+    """An embedding, a block and a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(5, 8)
+        self.transformer = Transformer(8, 1, 2, 6, CausalAttention)
+        nn.init.normal_(self.transformer.blocks[0].feed_forward.narrow.weight)  # pyright: ignore
+
+    def loss(self, codes: torch.Tensor) -> torch.Tensor:
+        return (self.transformer(self.embedding(codes))[0] - 1).square().mean()
+
+
+def small() -> Small:
+    torch.manual_seed(0)
+    return Small()
+
+
+def learn(model: Small, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    for step in range(steps):
+        optimizer.zero_grad()
+        model.loss(torch.tensor([[step % 5, 1, 2, 3]])).backward()
+        optimizer.step()
+
+
+def test_hidden_matrices_go_to_muon_and_the_rest_to_adamw():
+    """Bit for bit what torch's own two give on their shares, decided by hand."""
+    ours, theirs = small(), small()
+    matrices = ("heads.qkv.weight", "heads.out.weight", "widen.weight", "narrow.weight")
+    hidden = [p for name, p in theirs.named_parameters() if name.endswith(matrices)]
+    rest = [p for name, p in theirs.named_parameters() if not name.endswith(matrices)]
+    assert len(hidden) == 4 and len(rest) > 4
+    both = [
+        torch.optim.Muon(hidden, 0.01, 0.1, 0.9, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, 0.01, (0.9, 0.95), weight_decay=0.1),
+    ]
+    learn(ours, Muon(ours.named_parameters(), 0.01, (0.9, 0.95), 0.1, 0.9), 4)
+    for step in range(4):
+        theirs.zero_grad()
+        theirs.loss(torch.tensor([[step % 5, 1, 2, 3]])).backward()
+        for optimizer in both:
+            optimizer.step()
+    for (name, one), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(one, other), name
+        assert not torch.equal(one, small().get_parameter(name)), name
+
+
+def test_a_saved_state_goes_on_as_if_never_saved():
+    """Momenta and moments of both shares; a schedule's rate, too."""
+    model, twin = small(), small()
+    whole, half = (Muon(each.named_parameters(), 0.01) for each in (model, twin))
+    learn(model, whole, 4)
+    learn(twin, half, 4)
+    for group in whole.param_groups:
+        group["lr"] = 0.002
+    resumed = Muon(twin.named_parameters(), 0.5)
+    resumed.load_state_dict(deepcopy(whole.state_dict()))
+    learn(model, whole, 3)
+    learn(twin, resumed, 3)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+def test_a_model_without_blocks_is_refused():
+    with pytest.raises(ValueError, match="use adamw"):
+        Muon(nn.Linear(2, 2).named_parameters())
