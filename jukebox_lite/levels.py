@@ -79,6 +79,7 @@ class Facts:
     vectors: Mapping[str, Tensor] = field(
         default_factory=dict, compare=False
     )  # level -> [K, V, D]: what codes sound like
+    sample_rate: int | None = None  # Hz, of the codec; None where none is told
 
     @property
     def ratio(self) -> int:

@@ -14,7 +14,8 @@ from jukebox_lite.priors.base import Sampler
 
 CONF = Path(__file__).parents[1] / "conf"
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
-TOLD = {"prior": ["codec.run=runs/vqvae", "task.level=top"], "demo_prior": ["task.level=top"]}
+TOLD = {name: ["codec.run=runs/vqvae", "task.level=top"] for name in ("prior", "prior_jukebox")}
+TOLD |= {"demo_prior": ["task.level=top"]}
 
 
 def composed(*overrides: str, name: str = "train", folder: Path = CONF) -> DictConfig:

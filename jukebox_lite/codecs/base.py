@@ -1,12 +1,12 @@
 """What every codec promises: music in, codes out, and codes heard as audio."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
 from jukebox_lite.errors import InputError
-from jukebox_lite.levels import Codes, Level
+from jukebox_lite.levels import Codes, Facts, Level
 
 
 class Codec(nn.Module, ABC):
@@ -49,3 +49,7 @@ class Codec(nn.Module, ABC):
         """The next coarser level, or None for the coarsest."""
         index = self.levels.index(self.level(name))
         return self.levels[index - 1] if index else None
+
+    def facts(self, name: str, vocabulary: Mapping[str, Sequence[str]]) -> Facts:
+        """What a prior of a level is told of its place, with labels of this vocabulary."""
+        return Facts(self.level(name), self.above(name), vocabulary, self.code_vectors(), self.sample_rate)

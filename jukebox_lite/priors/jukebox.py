@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from jukebox_lite.errors import InputError
 from jukebox_lite.levels import Facts, Window
-from jukebox_lite.nn.conv import ConvStack
+from jukebox_lite.nn.conv import ConvStack, ResidualStack, TransposedConv, conv
 from jukebox_lite.nn.dense import Linear, linear
 from jukebox_lite.nn.reach import Reach
 from jukebox_lite.nn.transformer import Mixer, State
@@ -134,6 +134,17 @@ class JukeboxAbove(Conditioner):
     def forward(self, window: Window, length: int) -> Conditioning:
         x = rearrange(self.embedding(window.codes[self.name][:, 0]), "b t d -> b d t")
         return Conditioning(aligned=self.norm(rearrange(self.stack(x), "b d t -> b t d"))[:, :length])
+
+
+def upward_stack(
+    dim: int, width: int, hidden_dim: int, dilations: Sequence[int], strides: Sequence[int], scale: float = 1.0
+) -> ConvStack:
+    """From the level above to this one's rate: [B, D, T] -> [B, D, T * the product of the strides]."""
+    stack: list[nn.Module] = [conv(dim, width, 3, padding=1)]
+    for left, stride in zip(reversed(range(len(strides))), strides, strict=True):
+        stack.append(ResidualStack(width, hidden_dim, dilations, scale=scale))
+        stack.append(TransposedConv(width, width if left else dim, stride))
+    return ConvStack(*stack)
 
 
 class JukeboxLabels(Conditioner):

@@ -8,7 +8,7 @@ from jukebox_lite.codecs.base import Codec
 from jukebox_lite.datasets.code_cache import codec_fingerprint
 from jukebox_lite.datasets.code_windows import CodeWindows
 from jukebox_lite.errors import InputError
-from jukebox_lite.levels import Facts, Window
+from jukebox_lite.levels import Window
 from jukebox_lite.nn.device import device_of
 from jukebox_lite.priors.base import Prior, Sampler
 from jukebox_lite.tasks.base import Listening, Metrics, Models, Task, Update
@@ -33,7 +33,7 @@ class PriorTask(Task):
         self.codec, self.sampler, self.num_clips = codec, sampler, num_clips
         self.windows = windows(codec=codec)
         self.num_validation_batches, self.vocabulary = num_validation_batches, self.windows.vocabulary
-        self.facts = Facts(codec.level(level), codec.above(level), self.vocabulary, codec.code_vectors())
+        self.facts = codec.facts(level, self.vocabulary)
         model = prior(facts=self.facts)
         if (above := self.facts.above) and model.context_length % self.facts.ratio:
             raise InputError(

@@ -8,7 +8,6 @@ from jukebox_lite import config
 from jukebox_lite.codecs.base import Codec
 from jukebox_lite.datasets.code_cache import codec_fingerprint
 from jukebox_lite.errors import InputError
-from jukebox_lite.levels import Facts
 from jukebox_lite.priors.base import Prior
 from jukebox_lite.training import checkpoint
 from jukebox_lite.training.run import read_fingerprints, read_vocabulary
@@ -38,8 +37,7 @@ def load_prior(run: str) -> tuple[Prior, Codec]:
             f"{run} learnt codes that its codec {cfg.codec.get('run', '')} no longer writes: the codec was trained "
             "further, or replaced; train the prior again under another name"
         )
-    level = cfg.task.level
-    facts = Facts(codec.level(level), codec.above(level), read_vocabulary(Path(run)), codec.code_vectors())
+    facts = codec.facts(cfg.task.level, read_vocabulary(Path(run)))
     prior = config.build(cfg.prior, config.ROOMS)(facts=facts)
     _fill(prior, "prior", Path(run))
     return prior, codec

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from jukebox_lite.errors import InputError
 from jukebox_lite.interop.openai.vqvae import Shape, shape_of
 from jukebox_lite.interop.openai.weights import check_keys, check_whole, load, plain_keys
 from jukebox_lite.levels import UNKNOWN, Facts, Level, Window
-from jukebox_lite.nn.conv import ConvStack, ResidualStack, TransposedConv, conv
+from jukebox_lite.nn.conv import ConvStack
 from jukebox_lite.nn.reach import Beginning, Column, Past, PreviousRow, Reach, Row, RowEnds
 from jukebox_lite.priors.conditioning import Conditioner
 from jukebox_lite.priors.jukebox import (
@@ -26,6 +26,7 @@ from jukebox_lite.priors.jukebox import (
     JukeboxTransformer,
     LyricEncoder,
     LyricPrefix,
+    upward_stack,
 )
 
 _DEFAULTS: dict[str, Any] = {  # OpenAI's, where every prior does not say its own
@@ -265,15 +266,12 @@ def _reach(function: int, length: int, blocks: Any, num_tokens: int, kind: str) 
 def _upsampler(place: Place) -> ConvStack:
     """From the level above to this one's rate."""
     hps, index = place.hps, place.hps["level"] + 1
-    dim, width, depth, stride = hps["prior_width"], hps["cond_width"], hps["cond_depth"], place.shape.strides[index]
+    width, depth = hps["cond_width"], hps["cond_depth"]
     cycle = hps["cond_dilation_cycle"] or depth
     dilations = [hps["cond_dilation_growth_rate"] ** (layer % cycle) for layer in range(depth)]
-    scale = depth**-0.5 if hps["cond_res_scale"] else 1.0
-    stack: list[nn.Module] = [conv(dim, width, 3, padding=1)]
-    for remaining in reversed(range(place.shape.downs[index])):
-        stack.append(ResidualStack(width, int(hps["cond_m_conv"] * width), dilations, scale=scale))
-        stack.append(TransposedConv(width, width if remaining else dim, stride))
-    return ConvStack(*stack)
+    hidden_dim, scale = int(hps["cond_m_conv"] * width), depth**-0.5 if hps["cond_res_scale"] else 1.0
+    strides = [place.shape.strides[index]] * place.shape.downs[index]
+    return upward_stack(hps["prior_width"], width, hidden_dim, dilations, strides, scale)
 
 
 def _their_shape(key: str, ours: Tensor) -> list[int]:
