@@ -147,9 +147,15 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 
 def build(node: DictConfig, within: tuple[str, ...] = TRUSTED, **given: Any) -> Any:
-    """Instantiate `node` and everything under it, of classes that are defined `within` and of `FUNCTIONS`."""
-    for path, part in _targets(OmegaConf.to_container(node, resolve=True)):
-        _trusted(path, part["_target_"], within)
+    """Instantiate `node` and everything under it, of classes that are defined `within` and of `FUNCTIONS`.
+
+    Raises ConfigError where it has what they do not take, as the config of a run by another version may.
+    """
+    parts = list(_targets(OmegaConf.to_container(node, resolve=True)))
+    targets = [_trusted(path, part["_target_"], within) for path, part in parts]
+    for (path, part), target in zip(parts, targets, strict=True):
+        if faults := list(_faults_of(target, {**part, "_partial_": True})):  # the rest may be `given`
+            raise ConfigError(f"the config does not fit the code: {path}: {'; '.join(faults)}")
     try:
         return hydra.utils.instantiate(node, _convert_="all", **given)
     except InstantiationException as error:
@@ -175,7 +181,7 @@ def check(cfg: DictConfig, schema: type) -> None:
             for fault in _misfits(tree[name], inspect.signature(hint), typing.get_type_hints(hint), name):
                 where.setdefault(fault, "")
     for path, node in _targets(tree):
-        for fault in _faults_of(path, node):
+        for fault in _faults_of(_trusted(path, node["_target_"], TRUSTED), node):
             where.setdefault(fault, f"{path}: ")
     if where:
         raise ConfigError("the config does not fit the code: " + "; ".join(f"{p}{f}" for f, p in where.items()))
@@ -224,8 +230,8 @@ def _trusted(path: str, target: Any, within: tuple[str, ...]) -> Any:
     return found
 
 
-def _faults_of(path: str, node: dict) -> Iterator[str]:
-    target = _trusted(path, node["_target_"], TRUSTED)
+def _faults_of(target: Any, node: dict) -> Iterator[str]:
+    """What in `node` the target's own signature has no place for."""
     signature = inspect.signature(target)
     hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
     yield from _misfits(node, signature, hints, node["_target_"].rsplit(".", 1)[-1], bool(node.get("_partial_")))

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from jukebox_lite import config
 from jukebox_lite.levels import Facts, Level, Window
 from jukebox_lite.priors.base import Sampler
+from jukebox_lite.training.load import load_codec
 
 CONF = Path(__file__).parents[1] / "conf"
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -123,6 +124,15 @@ def test_build_refuses_what_check_would():
     cfg = OmegaConf.create({"_target_": "jukebox_lite.losses.WaveformL2", "power_floor": {"_target_": "os.system"}})
     with pytest.raises(config.ConfigError, match="power_floor._target_=os.system is not allowed"):
         config.build(cfg)
+
+
+def test_the_run_of_another_version_is_named(tmp_path: Path):
+    """Loading a run whose quantizer had a setting that is gone was a TypeError with its traceback."""
+    cfg = experiment("vqvae", "data.root=music")
+    OmegaConf.update(cfg, "quantizer.norm_decay", 0.9, force_add=True)
+    OmegaConf.save(cfg, tmp_path / "config.yaml", resolve=True)
+    with pytest.raises(config.InputError, match="another version.* quantizer: VQ takes no 'norm_decay'; it takes dim"):
+        load_codec(str(tmp_path))
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "a: [", "!!python/object/apply:os.system ['true']\n", "\x00"])

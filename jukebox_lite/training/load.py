@@ -1,6 +1,7 @@
 """What a finished run learnt, rebuilt from config, vocabulary and checkpoint; a prior also names its codec's run."""
 
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -21,7 +22,7 @@ def load_codec(run: str) -> Codec:
     cfg = config.read(folder / "config.yaml")
     if "task" not in cfg or not str(cfg.task.get("_target_")).endswith("CodecTask"):
         raise InputError(f"{run} trained no codec: give the run of a codec, such as one of experiment=vqvae")
-    codec = config.build(cfg.codec, config.ROOMS)
+    codec = _built(run, cfg.codec)
     _fill(codec, "codec", folder, chosen)
     return codec
 
@@ -31,16 +32,26 @@ def load_prior(run: str) -> tuple[Prior, Codec]:
     cfg = config.read(Path(run) / "config.yaml")
     if "task" not in cfg or not str(cfg.task.get("_target_")).endswith("PriorTask"):
         raise InputError(f"{run} trained no prior: give runs of experiment=prior")
-    codec = config.build(cfg.codec, config.ROOMS)
+    codec = _built(run, cfg.codec)
     if read_fingerprints(Path(run)).get("codec", codec_fingerprint(codec)) != codec_fingerprint(codec):
         raise InputError(
             f"{run} learnt codes that its codec {cfg.codec.get('run', '')} no longer writes: the codec was trained "
             "further, or replaced; train the prior again under another name"
         )
     facts = codec.facts(cfg.task.level, read_vocabulary(Path(run)))
-    prior = config.build(cfg.prior, config.ROOMS)(facts=facts)
+    prior = _built(run, cfg.prior)(facts=facts)
     _fill(prior, "prior", Path(run))
     return prior, codec
+
+
+def _built(run: str, part: Any) -> Any:
+    """A model, or what makes one, as a run's config tells it."""
+    try:
+        return config.build(part, config.ROOMS)
+    except config.ConfigError as error:
+        raise InputError(
+            f"{run}/config.yaml, which another version of jukebox_lite may have written: {error}"
+        ) from None
 
 
 def _fill(model: nn.Module, name: str, run: Path, chosen: Path | None = None) -> None:
