@@ -42,6 +42,19 @@ def test_short_songs_are_followed_by_silence(songs: Songs):
     assert (batch[:, :, : RATE - 1] > 0).all() and (batch[:, :, 3 * RATE :] == 0).all()
 
 
+def test_a_share_of_the_training_windows_is_turned_down(songs: Songs):
+    """By 0 to 60 dB, evenly in dB, at the share that is asked for; the others, and validation, stay as they are."""
+    plain, quiet = AudioWindows(songs, 64, 100, RATE), AudioWindows(songs, 64, 100, RATE, quiet_share=0.25)
+    ratios = torch.cat([quiet.batch("train", s)[:, 0, 0] / plain.batch("train", s)[:, 0, 0] for s in range(20)])
+    fallen = -20 * ratios[ratios < 0.9999].log10()
+    assert len(fallen) / len(ratios) == pytest.approx(0.25, abs=0.04)
+    assert fallen.max() < 60.01
+    assert fallen.mean().item() == pytest.approx(30, abs=4)
+    assert (ratios[ratios >= 0.9999] == 1).all()
+    assert torch.equal(plain.batch("val", 3), quiet.batch("val", 3))
+    assert torch.equal(quiet.batch("train", 3), quiet.batch("train", 3))
+
+
 def test_a_song_lost_since_the_scan_is_named(songs: Songs):
     windows = AudioWindows(songs, 8, 1_000, RATE)
     for song in songs.val:
@@ -53,6 +66,11 @@ def test_a_song_lost_since_the_scan_is_named(songs: Songs):
 def test_a_batch_of_nothing_is_refused(songs: Songs):
     with pytest.raises(InputError, match="num_samples=0"):
         AudioWindows(songs, 4, 0, RATE)
+
+
+def test_a_share_is_a_share(songs: Songs):
+    with pytest.raises(InputError, match="quiet_share=2: expected 0 to 1"):
+        AudioWindows(songs, 4, 100, RATE, quiet_share=2)
 
 
 def test_spans_stay_inside_and_reach_every_start():
