@@ -40,6 +40,7 @@ FUNCTIONS = (
     "jukebox_lite.training.load.load_codec",
     "jukebox_lite.training.schedule.constant",
     "jukebox_lite.training.schedule.warmup_cosine",
+    "jukebox_lite.training.schedule.warmup_stable_decay",
     "jukebox_lite.generation.complete.samplers",
 )
 RESERVED = {"_target_", "_partial_", "_recursive_", "_convert_"}

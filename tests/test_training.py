@@ -24,7 +24,7 @@ from jukebox_lite.training import checkpoint
 from jukebox_lite.training.averages import averaged, follow
 from jukebox_lite.training.learner import seed_torch
 from jukebox_lite.training.meter import TrainingDiverged
-from jukebox_lite.training.schedule import constant, warmup_cosine
+from jukebox_lite.training.schedule import constant, warmup_cosine, warmup_stable_decay
 from jukebox_lite.training.tracking import NoTracker, TensorBoard
 from jukebox_lite.training.trainer import Trainer
 
@@ -335,7 +335,7 @@ def test_averages_equal_a_sum_by_hand() -> None:
 
 
 def test_schedules_rise_and_fall() -> None:
-    """Neither begins at zero; the cosine ends at `final`, the constant stays."""
+    """None begins at zero; the cosine ends at `final`, the constant stays, the straight ones fall late or all along."""
 
     def rates(make: Callable[..., Any], **settings: Any) -> list[float]:
         optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
@@ -351,6 +351,10 @@ def test_schedules_rise_and_fall() -> None:
     assert cosine[:3] == pytest.approx([1 / 3, 2 / 3, 1.0])
     assert cosine[6] == pytest.approx(0.55) and cosine[10] == pytest.approx(0.1)
     assert rates(constant, warmup_steps=1) == pytest.approx([0.5] + [1.0] * 10)
+    stable = rates(warmup_stable_decay, warmup_steps=1, decay_steps=4, final=0.2)
+    assert stable == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
+    linear = rates(warmup_stable_decay, warmup_steps=2)
+    assert linear == pytest.approx([1 / 3, 2 / 3] + [1 - step / 8 for step in range(9)])
 
 
 def test_what_a_step_draws_follows_seed_and_index() -> None:
