@@ -277,7 +277,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError("--all: a folder is scored whole; give one of them")
     prior, codec = load_prior(str(arguments.run))
     cfg = config.read(arguments.run / "config.yaml")
-    songs = Songs(arguments.folder) if arguments.folder else _own_songs(arguments.run)
+    songs = Songs(arguments.folder) if arguments.folder else own_songs(arguments.run)
     windows = CodeWindows(songs, _BATCH_SIZE, cfg.windows.folder, list(prior.facts.vocabulary), codec)
     chosen = songs.all if arguments.folder or arguments.all else songs.val
     prior.to(torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu"))
@@ -292,7 +292,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"written: {folder}")
 
 
-def _own_songs(run: Path) -> Songs:
+def own_songs(run: Path) -> Songs:
     """The songs a run learnt from. Raises InputError where they have changed, and so perhaps which are held out."""
     data = config.read(run / "config.yaml").data
     settings = {key: data[key] for key in ("held_out_every", "min_seconds") if key in data}
