@@ -30,7 +30,8 @@ def main(cfg: DictConfig) -> float:
 def train(cfg: DictConfig, folder: Path) -> float:
     """Compose, check, build, fit."""
     config.check(cfg, config.TrainConfig)
-    run.open_run(folder, OmegaConf.to_yaml(cfg, resolve=True))
+    if not cfg.trainer.dry_run:
+        run.open_run(folder, OmegaConf.to_yaml(cfg, resolve=True))
     if cfg.seed < 0:
         raise InputError(f"seed={cfg.seed}: give 0 or more")
     if HydraConfig.get().mode == RunMode.MULTIRUN and cfg.trainer.devices > 1:
@@ -38,6 +39,9 @@ def train(cfg: DictConfig, folder: Path) -> float:
     trainer = config.build(cfg.trainer)  # how
     torch.manual_seed(cfg.seed)
     task = config.build(cfg.task)  # what is learnt, and from what
+    if trainer.dry_run:
+        print(*trainer.rehearse(task, cfg.seed), sep="\n")
+        return float("inf")  # no score
     run.save_vocabulary(folder, task.vocabulary)
     run.record_start(folder, run.provenance(cfg.seed, Path(__file__).parent) | {"fingerprints": task.fingerprints})
     return trainer.fit(task, folder, cfg.seed)

@@ -102,6 +102,14 @@ def test_a_finished_run_is_left_alone_by_the_same_command(world: World):
     assert re.search(r"config: optimizer\.lr was \S+, is now 0\.5;", refused.error)
 
 
+def test_a_dry_run_leaves_its_name_free(world: World):
+    """It says what the run would take; a run of that name with other settings is then the first."""
+    done = command("train.py", *world.codec("name=dry", "trainer.dry_run=true"))
+    assert done.code == 0, done.err
+    assert re.search(r"a step: .* GFLOP .*\ntime: .*\nmemory: .*\ndisk: ", done.out)
+    assert not list((world.runs / "dry").iterdir())  # Hydra makes the folder
+
+
 def test_a_start_that_failed_leaves_its_name_free(world: World):
     """A misspelt folder of music was refused, and then so was the right one: its config was already another."""
     refused = command("train.py", *world.codec("name=retried", data=world.folder / "musik"))

@@ -24,6 +24,8 @@ from jukebox_lite.training import checkpoint
 from jukebox_lite.training.averages import averaged, follow
 from jukebox_lite.training.learner import seed_torch
 from jukebox_lite.training.meter import TrainingDiverged
+from jukebox_lite.training.reader import Reader
+from jukebox_lite.training.rehearsal import rehearse
 from jukebox_lite.training.schedule import constant, warmup_cosine, warmup_stable_decay
 from jukebox_lite.training.tracking import NoTracker, TensorBoard
 from jukebox_lite.training.trainer import Trainer
@@ -432,3 +434,25 @@ def test_a_score_that_is_no_number_never_is_the_best(tmp_path: Path) -> None:
     best = trainer().fit(Unmeasurable(), tmp_path, seed=0)
     finite = [line["score"] for line in journal(tmp_path) if line.get("score", float("nan")) == line.get("score")]
     assert best == pytest.approx(min(finite), rel=1e-5)
+
+
+def test_a_rehearsal_counts_a_step_and_weighs_a_checkpoint(tmp_path: Path) -> None:
+    """Its layer of 4 x 4, on 8 rows, there and back to the weight, in two batches; the bytes that a run then saves."""
+    task, how = Regression(), trainer(accumulate=2)
+    with Reader(task.batch) as reader:
+        found = rehearse(how._learner(task, 3), reader, 40, lambda: None)  # pyright: ignore[reportPrivateUsage]
+    assert found.flop == 2 * 2 * (2 * 8 * 4 * 4)
+    how.fit(Regression(), tmp_path, seed=3)
+    saved = [load_file(path) for path in (tmp_path / "checkpoints/00000006").glob("*.safetensors")]
+    assert found.checkpoint_bytes == sum(tensor.nbytes for tensors in saved for tensor in tensors.values())
+    assert found.memory_bytes > 2**24 and found.step_seconds > 0
+
+
+def test_a_rehearsal_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says how long the steps and the validations will be, writes nothing, and raises where training would."""
+    monkeypatch.chdir(tmp_path)
+    lines = trainer(max_steps=40, validate_every=15).rehearse(Regression(), seed=3)
+    assert re.search(r"time: .* for 40 steps, .* for 3 validations", "\n".join(lines))
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(TrainingDiverged, match="step 0: .* not finite"):
+        trainer().rehearse(Regression(poisoned=0), seed=3)

@@ -1,9 +1,30 @@
-"""Where a module's weights are."""
+"""Where a module's weights are, and what memory there is."""
+
+import os
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 
 def device_of(module: nn.Module) -> torch.device:
     """The device of a module's parameters; the CPU where it has none."""
     return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+
+
+def bytes_of(tree: Any) -> int:
+    """Memory of all tensors in nested lists, tuples and mappings."""
+    return sum(leaf.nbytes for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on a device, or can be made so."""
+    if device.type != "cpu":
+        return torch.accelerator.get_memory_info(device)[0]
+    told = Path("/proc/meminfo")  # of Linux, which counts what it could drop
+    if told.exists():
+        available = next(line for line in told.read_text().splitlines() if line.startswith("MemAvailable:"))
+        return 1024 * int(available.split()[1])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

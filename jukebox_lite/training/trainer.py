@@ -17,6 +17,7 @@ from jukebox_lite.training import checkpoint
 from jukebox_lite.training.interruption import Interruption
 from jukebox_lite.training.learner import Learner, over_processes, seed_torch
 from jukebox_lite.training.reader import Reader
+from jukebox_lite.training.rehearsal import rehearse
 from jukebox_lite.training.reporter import Reporter, Silence
 from jukebox_lite.training.tracking import Tracker
 
@@ -46,7 +47,8 @@ class Trainer:
     """Takes a task through `max_steps` on any number of devices; the same call again goes on where it was cut off.
 
     `optimizer` takes parameters, `schedule` an optimizer and `max_steps`, `tracker` the run's folder and its step.
-    A step learns from `accumulate` batches on each device. Intervals are in steps.
+    A step learns from `accumulate` batches on each device. Intervals are in steps. `dry_run` asks whoever holds the
+    trainer to call `rehearse`, not `fit`.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Trainer:
         strategy: str = "auto",
         precision: str = "32-true",
         compile: bool = False,
+        dry_run: bool = False,
     ) -> None:
         counts = {"max_steps": max_steps, "validate_every": validate_every, "checkpoint_every": checkpoint_every}
         for name, count in (counts | {"log_every": log_every, "accumulate": accumulate}).items():
@@ -82,7 +85,7 @@ class Trainer:
                 raise InputError(f"trainer.{name}={value}: give one of {', '.join(known)}")
         self.max_steps, self.validate_every, self.checkpoint_every = max_steps, validate_every, checkpoint_every
         self.optimizer, self.schedule, self.tracker = optimizer, schedule, tracker
-        self.log_every, self.accumulate, self.compile = log_every, accumulate, compile
+        self.log_every, self.accumulate, self.compile, self.dry_run = log_every, accumulate, compile, dry_run
         self.gradient_clip, self.ema_decay = gradient_clip, ema_decay
         self.precision = _fastest_precision() if precision == "auto" else precision
         self.accelerator, self.devices, self.num_nodes, self.strategy = accelerator, devices, num_nodes, strategy
@@ -94,17 +97,7 @@ class Trainer:
         on, and SystemExit(128 + signal) after Ctrl-C or SIGTERM, when a checkpoint is saved. On several devices every
         process calls this; the first one writes.
         """
-        fabric = self._launch()
-        learner = Learner(
-            task,
-            fabric,
-            optimizer=self.optimizer,
-            schedule=lambda optimizer: self.schedule(optimizer, self.max_steps),
-            accumulate=self.accumulate,
-            gradient_clip=self.gradient_clip,
-            ema_decay=self.ema_decay,
-            seed=seed,
-        )
+        learner = self._learner(task, seed)
         lines: list[str] = []
         best = _resume(learner, folder, lines.append)
         if self.compile:
@@ -121,8 +114,20 @@ class Trainer:
                 self._step(run)
             return run.best
 
-    def _launch(self) -> Fabric:
-        """Start the other processes, if there are to be any, and join them."""
+    def rehearse(self, task: Task, seed: int) -> list[str]:
+        """What `fit` would take, told by a few steps that nothing is left of; empty on all processes but the first."""
+        learner = self._learner(task, seed)
+        if self.compile:
+            learner.compile()
+        with Reader(task.batch) as reader:
+            found = rehearse(learner, reader, self.max_steps, lambda: _means(learner, reader))
+        if not learner.fabric.is_global_zero:
+            return []
+        num_validations = -(-self.max_steps // self.validate_every)
+        return [task.about, self._describe(learner), *found.lines(self.max_steps, num_validations)]
+
+    def _learner(self, task: Task, seed: int) -> Learner:
+        """Starts the other processes, if there are to be any, and joins them, with all that the task is learnt by."""
         fabric = Fabric(
             accelerator=self.accelerator,
             strategy=self.strategy,
@@ -131,7 +136,16 @@ class Trainer:
             precision=self.precision,  # pyright: ignore[reportArgumentType]  a plain str, checked above
         )
         fabric.launch()
-        return fabric
+        return Learner(
+            task,
+            fabric,
+            optimizer=self.optimizer,
+            schedule=lambda optimizer: self.schedule(optimizer, self.max_steps),
+            accumulate=self.accumulate,
+            gradient_clip=self.gradient_clip,
+            ema_decay=self.ema_decay,
+            seed=seed,
+        )
 
     def _reporter(self, learner: Learner, folder: Path) -> Silence:
         if not learner.fabric.is_global_zero:
@@ -227,22 +241,30 @@ def _measure(run: _Fit) -> dict[str, float]:
 
 @torch.no_grad()
 def _validate(run: _Fit) -> dict[str, float]:
-    """Mean metrics of the averaged models over the validation batches, and samples of them.
+    """Mean metrics of the averaged models over the validation batches, and samples of them."""
+    learner, task, fabric = run.learner, run.learner.task, run.learner.fabric
+    means = _means(learner, run.reader)
+    if fabric.is_global_zero:
+        with fabric.autocast():
+            seed_torch(learner.seed, 0, fabric.device)
+            heard = task.listen(learner.averages)
+        if heard:
+            run.reporter.listening(learner.step, heard)
+    return means
+
+
+@torch.no_grad()
+def _means(learner: Learner, reader: Reader) -> dict[str, float]:
+    """Mean metrics of the averaged models over the validation batches.
 
     Every process does the same, so that the score does not depend on their number and none has to be told it. What is
     drawn here touches no step: each seeds itself.
     """
-    learner, task, fabric = run.learner, run.learner.task, run.learner.fabric
-    batches, heard = [], None
+    task, fabric, batches = learner.task, learner.fabric, []
     with fabric.autocast():
         for index in range(task.num_validation_batches):
             seed_torch(learner.seed, index, fabric.device)
-            batches.append(task.validate(learner.averages, fabric.to_device(run.reader.validation(index))))
-        if fabric.is_global_zero:
-            seed_torch(learner.seed, 0, fabric.device)
-            heard = task.listen(learner.averages)
-    if heard:
-        run.reporter.listening(learner.step, heard)
+            batches.append(task.validate(learner.averages, fabric.to_device(reader.validation(index))))
     means = {name: float(torch.stack([metrics[name] for metrics in batches]).mean()) for name in batches[0]}
     return {name if name == "score" else f"val/{name}": mean for name, mean in means.items()}
 
