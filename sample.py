@@ -8,6 +8,7 @@ from typing import Any
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from jukebox_lite import config
@@ -16,6 +17,7 @@ from jukebox_lite.datasets.code_cache import codec_fingerprint
 from jukebox_lite.errors import InputError
 from jukebox_lite.files import write_text
 from jukebox_lite.generation.complete import complete
+from jukebox_lite.generation.report import Section, write_comparison
 from jukebox_lite.generation.songs import encode_given, read_codes, real_section, steps_for, write_songs
 from jukebox_lite.levels import Codes
 from jukebox_lite.priors.base import Prior
@@ -24,12 +26,15 @@ from jukebox_lite.training.load import load_prior
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="sample")
 def main(cfg: DictConfig) -> None:
+    folder = Path(HydraConfig.get().runtime.output_dir)
     try:
-        page = sample(cfg, Path(HydraConfig.get().runtime.output_dir))
+        page = sample(cfg, folder)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     print(f"listen: {page}")
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        print(f"compare: {write_comparison(folder.parent, folder)}")
 
 
 def sample(cfg: DictConfig, folder: Path) -> Path:
@@ -40,7 +45,8 @@ def sample(cfg: DictConfig, folder: Path) -> Path:
         raise InputError(f"name={cfg.name}: {folder} is a training run; give another name")
     priors, codec, fingerprint = load(cfg.priors)
     beside = [real_section(codec, Path(cfg.beside), cfg.seconds)] if cfg.beside else []
-    labels = {name: values_of(values) for name, values in cfg.labels.items()}
+    labels = {str(name): values_of(values) for name, values in cfg.labels.items()}
+    took: dict[str, float] = {}
     codes = complete(
         codec,
         priors,
@@ -52,11 +58,12 @@ def sample(cfg: DictConfig, folder: Path) -> Path:
         given=gift(cfg.given, codec, fingerprint),
         overlap=OmegaConf.to_object(cfg.overlap) if isinstance(cfg.overlap, DictConfig) else cfg.overlap,
         total_seconds=cfg.total_seconds,
+        on_level=took.__setitem__,
     )
-    titles = [title(index, labels) for index in range(cfg.num_songs)]
+    songs = [about(index, labels) for index in range(cfg.num_songs)]
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", settings)
-    return write_songs(folder, codec, codes, fingerprint, titles, settings, beside)
+    return write_songs(folder, codec, codes, fingerprint, songs, settings, beside, took)
 
 
 def load(runs: list[str]) -> tuple[list[Prior], Codec, str]:
@@ -92,10 +99,10 @@ def values_of(values: Any) -> list[str]:
     return [str(value) for value in values] if OmegaConf.is_list(values) else [str(values)]
 
 
-def title(index: int, labels: Mapping[str, list[str]]) -> str:
-    """What a song is called on the page."""
-    told = ", ".join(values[index % len(values)] for values in labels.values())
-    return f"Song {index + 1}: {told}" if told else f"Song {index + 1}"
+def about(index: int, labels: Mapping[str, list[str]]) -> Section:
+    """What the page tells of a song: its number and labels."""
+    own = {name: values[index % len(values)] for name, values in labels.items() if values}
+    return Section(f"Song {index + 1}: {', '.join(own.values())}" if own else f"Song {index + 1}", labels=own)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = [
     "errors",
     "files",
+    "settings",
     "progress",
     "levels",
     "audio",

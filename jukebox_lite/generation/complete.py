@@ -4,7 +4,8 @@ The modes of Jukebox (section 4.4) are gifts: nothing (ancestral), the first sec
 (primed, continued), or the whole top level (upsampling).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ def complete(
     given: Codes | None = None,
     overlap: float | Mapping[str, float] = _OVERLAP,
     total_seconds: float | None = None,
+    on_level: Callable[[str, float], object] = lambda _name, _seconds: None,
 ) -> Codes:
     """Codes [num_songs, K, num_steps[level]] on the CPU, of every level that is complete in the end.
 
@@ -41,7 +43,7 @@ def complete(
     several: "piano; organ". `given` codes [1 or num_songs, K, T] stand as they are at the beginning of their level; a
     level that they leave unfinished and that has no prior is left out of the result. `overlap` is the share of a window
     that the next one sees again. `total_seconds` is how long the priors are told the song is: by default, as long as it
-    gets.
+    gets. `on_level` is told each level that is done, and the seconds it took.
 
     Song i depends on (seed, i) and not on num_songs. Raises InputError where the parts do not fit together.
     """
@@ -63,6 +65,7 @@ def complete(
         own = codes.get(name, _nothing(prior.facts.level, num_songs))
         noise = _noise(codec, name, num_steps[name], seed, num_songs)
         missing = [(start, end) for start, end in spans[name] if end > own.shape[-1]]
+        began = time.monotonic()
         with progress(f"sampling {name}", noise[..., own.shape[-1] :].numel(), "codes") as advance:
             for index, (start, end) in enumerate(missing, 1):
                 window = _window(codec, prior, {**codes, name: own}, known[name], start, end)
@@ -71,6 +74,7 @@ def complete(
                 own = torch.cat([own, new], -1)
                 advance(new.numel(), f"window {index} of {len(missing)}")
         codes[name] = own
+        on_level(name, time.monotonic() - began)
     names = [level.name for level in codec.levels if level.name in codes]
     return {name: codes[name] for name in names if codes[name].shape[-1] == num_steps[name]}
 

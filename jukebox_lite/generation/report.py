@@ -1,146 +1,230 @@
-"""A page to listen on: players, pictures and figures, in one folder that needs no server."""
+"""A page to listen on: players, pictures, lyrics and figures, in one folder that needs no server and can be moved.
 
-import io
-import math
+Audio lies beside the page as wav, not in it: a browser seeks in it, a musician drags it into an editor, and an hour
+of it makes the page no larger. The same holds for the pictures, which the page that compares a sweep shows again.
+"""
+
+import json
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 import jinja2
-import numpy as np
-import torch
-from matplotlib.figure import Figure
+import yaml
 from torch import Tensor
-from torchaudio.functional import melscale_fbanks
 
-from jukebox_lite.audio import write
-from jukebox_lite.files import write_bytes
-from jukebox_lite.metrics.signal import describe, power_spectrogram
+from jukebox_lite.audio import writing
+from jukebox_lite.files import write_bytes, write_text
+from jukebox_lite.generation.pictures import (
+    COLUMNS,
+    LOUDEST_DB,
+    SOFTEST_DB,
+    Envelope,
+    clock,
+    draw_codes,
+    draw_mels,
+    draw_wave,
+    frequency_ticks,
+    time_ticks,
+)
+from jukebox_lite.metrics.signal import SignalMeter
+from jukebox_lite.settings import leaves
 
-_NUM_MELS = 128
-_COLUMNS = 1000  # of the drawn waveform
-_LOUDEST_DB, _SOFTEST_DB = 0.0, -80.0  # one range for every clip, so that pictures can be compared
-_TICKS_HZ = (250, 500, 1000, 2000, 4000, 8000, 16000)
-_GREY = "#808896"  # reads on light and dark paper alike
+_FORMAT = "jukebox_lite page 1"
+_RECORD = "page.json"
+_OWN = ("name", "runs")  # settings that say where a job's files go, not how it sounds
 
 
 @dataclass(frozen=True)
 class Clip:
-    """Something to hear."""
+    """Something to hear, and the codes it was decoded from."""
 
     title: str
-    audio: Tensor  # [C, N] in [-1, 1]
+    pieces: Iterable[Tensor]  # audio [C, n] in [-1, 1], in order; taken once: may be made as they are asked for
+    num_samples: int  # of all pieces together
     sample_rate: int  # Hz
+    codes: Tensor | None = None  # [K, T] int64, spanning the whole clip
+
+
+@dataclass(frozen=True)
+class Lyrics:
+    """The words of a song, and when each of their characters is sung."""
+
+    text: str
+    seconds: Sequence[float | None] | None = None  # one a character, None where it is not sung; None: not known
 
     def __post_init__(self) -> None:
-        if self.audio.ndim != 2 or not self.audio.numel():
-            raise ValueError(
-                f"clip '{self.title}' has audio {list(self.audio.shape)}, expected [C, N] with N of 1 or more"
-            )
+        if self.seconds is not None and len(self.seconds) != len(self.text):
+            raise ValueError(f"lyrics of {len(self.text)} characters, times of {len(self.seconds)}: expected as many")
+
+    def words(self) -> list[tuple[str, float | None]]:
+        """The text cut into words, each with the space after it, and the second at which each begins to be sung."""
+        spans = [match.span() for match in re.finditer(r"\s*\S+\s*", self.text)]
+        times = self.seconds or [None] * len(self.text)
+        sung = [min((t for t in times[start:end] if t is not None), default=None) for start, end in spans]
+        return [(self.text[start:end], time) for (start, end), time in zip(spans, sung, strict=True)]
 
 
 @dataclass(frozen=True)
 class Section:
-    """Clips that belong side by side, and figures about them."""
+    """Clips that belong together, such as the levels of one song, and what is known of them."""
 
     title: str
-    clips: Iterable[Clip]  # taken once, in turn: may be made as they are asked for
+    clips: Iterable[Clip] = ()  # taken once, in turn
     figures: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    lyrics: Lyrics | None = None
+    reference: bool = False  # to compare with: the same in every job of a sweep
 
 
-def write_page(folder: Path, title: str, sections: Sequence[Section], settings: str = "") -> Path:
-    """Writes a wav and a PNG for every clip, then index.html, and returns its path. Titles may hold anything."""
+def write_page(
+    folder: Path,
+    title: str,
+    sections: Sequence[Section],
+    settings: str = "",
+    took: Mapping[str, float] | None = None,
+) -> Path:
+    """Writes a wav and PNGs for every clip, then index.html, and returns its path. Texts may hold anything.
+
+    `settings` is YAML; `took` are seconds by what took them. page.json tells `write_comparison` what the page shows.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    entries = []
-    for number, section in enumerate(sections, 1):
-        clips = [_write_clip(folder, f"{number:02d}-{index:02d}", clip) for index, clip in enumerate(section.clips, 1)]
-        entries.append({"title": section.title, "clips": clips, "figures": section.figures})
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    template = environment.get_template("report.html.jinja")
-    page = folder / "index.html"
-    write_bytes(page, template.render(title=title, sections=entries, settings=settings).encode("utf-8", "replace"))
+    shown = [_write_section(folder, number, section) for number, section in enumerate(sections, 1)]
+    record = {"format": _FORMAT, "title": title, "settings": settings, "sections": shown, "took": dict(took or {})}
+    _write_html(folder / "index.html", "song.html", record)
+    write_text(folder / _RECORD, json.dumps(record))
+    return folder / "index.html"
+
+
+def write_comparison(folder: Path, staging: Path) -> Path:
+    """Writes index.html, which compares the pages in the folders below `folder`; returns its path.
+
+    Each finished job of a sweep may call this, side by side with others and on several machines: the page is written
+    to `staging`, a folder of the job's own, and moved into place, again if another job has finished meanwhile. So
+    whoever comes last has seen all.
+    """
+    page, seen = folder / "index.html", None
+    while (found := _finished(folder)) != seen:
+        jobs, seen = [_job(path) for path, _ in found], found
+        _write_html(staging / "sweep.html", "sweep.html", _compared(folder.name, [job for job in jobs if job]))
+        (staging / "sweep.html").replace(page)
     return page
 
 
-def _write_clip(folder: Path, number: str, clip: Clip) -> dict[str, str]:
-    """Writes a clip's two files, and returns what the page says of it."""
-    stem = f"{number}-{_slug(clip.title)}"
-    waveform = clip.audio.detach().float().cpu()
-    sound, image = folder / f"{stem}.wav", folder / f"{stem}.png"
-    write(sound, waveform, clip.sample_rate)
-    drawn = io.BytesIO()
-    _draw(waveform, clip.sample_rate).savefig(drawn, format="png", transparent=True)
-    write_bytes(image, drawn.getvalue())
-    return {"title": clip.title, "facts": _facts(waveform, clip.sample_rate), "sound": sound.name, "image": image.name}
+def _write_section(folder: Path, number: int, section: Section) -> dict[str, Any]:
+    """Writes the files of a section's clips, and returns what the page says of it, as JSON takes it."""
+    clips = [_write_clip(folder, f"{number:02d}-{index:02d}", clip) for index, clip in enumerate(section.clips, 1)]
+    return {
+        "title": section.title,
+        "clips": clips,
+        "figures": dict(section.figures),
+        "labels": dict(section.labels),
+        "lyrics": section.lyrics.words() if section.lyrics else [],
+        "reference": section.reference,
+    }
 
 
-def _facts(audio: Tensor, sample_rate: int) -> str:
-    """One line on audio [C, N]."""
-    figures = describe(audio, sample_rate)
-    parts = [
-        f"{audio.shape[-1] / sample_rate:.2f} s",
+def _write_clip(folder: Path, number: str, clip: Clip) -> dict[str, Any]:
+    """Writes a clip's files piece by piece, and returns what the page says of it."""
+    stem, seconds = f"{number}-{_slug(clip.title)}", clip.num_samples / clip.sample_rate
+    meter, envelope = SignalMeter(clip.num_samples, clip.sample_rate, COLUMNS), Envelope(clip.num_samples)
+    pieces = _pieces(clip)
+    first = next(pieces)
+    with writing(folder / f"{stem}.wav", clip.sample_rate, len(first)) as put:
+        for piece in chain([first], pieces):
+            put(piece)
+            meter.add(piece)
+            envelope.add(piece)
+    pictures = {"wave": draw_wave(envelope.low, envelope.high), "mels": draw_mels(meter.power(), clip.sample_rate)}
+    if clip.codes is not None:
+        pictures["codes"] = draw_codes(clip.codes)
+    for name, drawn in pictures.items():
+        write_bytes(folder / f"{stem}-{name}.png", drawn)
+    return {
+        "title": clip.title,
+        "facts": _facts(clip, meter.figures()),
+        "sound": f"{stem}.wav",
+        "pictures": {name: f"{stem}-{name}.png" for name in pictures},
+        "num_codebooks": 0 if clip.codes is None else len(clip.codes),
+        "seconds": seconds,
+        "length": clock(seconds, 0.1),
+        "time_ticks": time_ticks(seconds),
+        "frequency_ticks": frequency_ticks(clip.sample_rate),
+    }
+
+
+def _pieces(clip: Clip) -> Iterator[Tensor]:
+    """The pieces of a clip on the CPU; ValueError if they are not what it says."""
+    taken = 0
+    for piece in clip.pieces:
+        taken += piece.shape[-1]
+        if piece.ndim != 2 or not piece.numel() or taken > clip.num_samples:
+            raise ValueError(
+                f"clip '{clip.title}' has audio {list(piece.shape)}, {taken} samples so far: expected [C, n] with n of "
+                f"1 or more, {clip.num_samples} in all"
+            )
+        yield piece.detach().float().cpu()
+    if not taken or taken < clip.num_samples:
+        raise ValueError(f"clip '{clip.title}' has {taken} samples, expected {clip.num_samples}, 1 or more")
+
+
+def _facts(clip: Clip, figures: Mapping[str, float]) -> list[str]:
+    """What can be said of a clip in few words."""
+    return [
         f"RMS {figures['rms_db']:.1f} dBFS",
         f"peak {figures['peak']:.2f}",
         f"centroid {figures['spectral_centroid_hz']:,.0f} Hz",
         *([f"{figures['clipped_share']:.2%} clipped"] if figures["clipped_share"] else []),
+        *([f"{' × '.join(f'{n:,}' for n in clip.codes.shape)} codes"] if clip.codes is not None else []),
     ]
-    return " · ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts)
 
 
-def _draw(audio: Tensor, sample_rate: int) -> Figure:
-    """Waveform over log-mel spectrogram of audio [C, N], on axes that are the same for every clip."""
-    seconds = audio.shape[-1] / sample_rate
-    figure = Figure(figsize=(6.2, 3.5), dpi=160, layout="constrained")
-    grid = figure.add_gridspec(2, 2, height_ratios=(1, 3), width_ratios=(60, 1))
-    wave, mels, scale = (figure.add_subplot(place) for place in (grid[0, 0], grid[1, 0], grid[1, 1]))
-    low, high = _envelope(audio)
-    wave.fill_between(np.linspace(0, seconds, len(low)), low, high, color="#4c8dd6", linewidth=0.4)
-    wave.set(xlim=(0, seconds), ylim=(-1, 1), yticks=(-1, 0, 1), xticks=())
-    image = mels.imshow(
-        _mel_decibels(audio, sample_rate).numpy(),
-        origin="lower",
-        aspect="auto",
-        extent=(0, seconds, 0, _mel(sample_rate / 2)),
-        cmap="magma",
-        vmin=_SOFTEST_DB,
-        vmax=_LOUDEST_DB,
-        interpolation="bilinear",
+def _finished(folder: Path) -> list[tuple[Path, int]]:
+    """The records of the pages in the folders below and their times, in the order of the folders' numbers."""
+    found = sorted(folder.glob(f"*/{_RECORD}"), key=lambda path: (len(path.parent.name), path.parent.name))
+    return [(path, path.stat().st_mtime_ns) for path in found]
+
+
+def _job(path: Path) -> dict[str, Any]:
+    """A page's record with its folder's name and its settings by dotted path; nothing if it is not such a record."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["format"] != _FORMAT:
+            return {}
+        settings = {key: str(value) for key, value in leaves(yaml.safe_load(record["settings"])) if key not in _OWN}
+    except (ValueError, KeyError, TypeError, yaml.YAMLError):
+        return {}
+    return {**record, "name": path.parent.name, "place": f"{quote(path.parent.name)}/", "settings": settings}
+
+
+def _compared(title: str, jobs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a page says of jobs: the settings in which they differ, and of each section every job's first clip."""
+    keys = sorted({key for job in jobs for key in job["settings"]})
+    differing = [key for key in keys if len({job["settings"].get(key) for job in jobs}) > 1]
+    jobs = [{**job, "differing": {key: job["settings"].get(key, "") for key in differing}} for job in jobs]
+    sections = []
+    for number in range(max((len(job["sections"]) for job in jobs), default=0)):
+        having = [job for job in jobs if number < len(job["sections"]) and job["sections"][number]["clips"]]
+        same = having[:1] if all(job["sections"][number]["reference"] for job in having) else having
+        if same:
+            clips = [(job, job["sections"][number]["clips"][0]) for job in same]
+            titles = {job["sections"][number]["title"] for job in same}
+            sections.append({"title": titles.pop() if len(titles) == 1 else f"Song {number + 1}", "clips": clips})
+    return {"title": title, "jobs": jobs, "differing": differing, "sections": sections}
+
+
+def _write_html(path: Path, template: str, values: Mapping[str, Any]) -> None:
+    loader = jinja2.FileSystemLoader(Path(__file__).parent / "page")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    ticks = [tick for tick in _TICKS_HZ if tick <= sample_rate / 2]
-    labels = [f"{tick // 1000}k" if tick >= 1000 else str(tick) for tick in ticks]
-    mels.set_yticks([_mel(tick) for tick in ticks], labels)
-    mels.set(xlabel="seconds", ylabel="Hz")
-    figure.colorbar(image, cax=scale, label="dBFS", ticks=np.arange(_SOFTEST_DB, _LOUDEST_DB + 1, 20))
-    for axes in (wave, mels, scale):
-        axes.tick_params(colors=_GREY, labelsize=8)
-        axes.xaxis.label.set(color=_GREY, size=8)
-        axes.yaxis.label.set(color=_GREY, size=8)
-        axes.spines[:].set_visible(False)
-    return figure
-
-
-def _envelope(audio: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Least and greatest sample of audio [C, N] in each of at most _COLUMNS stretches."""
-    width = -(-audio.shape[-1] // _COLUMNS)
-    stretches = audio.T.split(width)
-    low = torch.stack([stretch.min() for stretch in stretches])
-    high = torch.stack([stretch.max() for stretch in stretches])
-    return low.numpy(), high.numpy()
-
-
-def _mel_decibels(audio: Tensor, sample_rate: int) -> Tensor:
-    """Audio [C, N] as decibels [mels, frames]; a full-scale sine is at 0 where it lies on one mel."""
-    power = power_spectrogram(audio, sample_rate)
-    filters = melscale_fbanks(len(power), 0.0, sample_rate / 2, _NUM_MELS, sample_rate)  # triangles that peak at 1
-    return 10 * (filters.T @ power).clamp(min=10 ** (_SOFTEST_DB / 10)).log10()
-
-
-def _mel(frequency: float) -> float:
-    """Hz as mels, by HTK's formula, which melscale_fbanks spaces its triangles by."""
-    return 2595 * math.log10(1 + frequency / 700)
+    page = environment.get_template(template).render(values, softest=SOFTEST_DB, loudest=LOUDEST_DB)
+    write_bytes(path, page.encode("utf-8", "replace"))
 
 
 def _slug(title: str) -> str:

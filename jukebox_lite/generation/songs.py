@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -113,20 +114,24 @@ def write_songs(
     codec: Codec,
     codes: Codes,
     fingerprint: str,
-    titles: Sequence[str],
+    songs: Sequence[Section],
     settings: str = "",
     beside: Sequence[Section] = (),
+    took: Mapping[str, float] | None = None,
 ) -> Path:
     """Writes codes.safetensors, and a page of codes [B, K, T] decoded from each level, finest first; returns the page.
 
-    `titles` name the B songs; `settings` is the text that made them; the sections `beside` follow theirs.
+    `songs` tell what is known of each of the B songs, and get their clips here; the sections `beside` follow them.
+    `settings` is the YAML that made them; `took` are the seconds it took by level.
     """
     folder.mkdir(parents=True, exist_ok=True)
     save_codes(folder / "codes.safetensors", codes, codec, fingerprint, {"settings": settings})
     levels = [level for level in reversed(codec.levels) if level.name in codes]
-    songs = [{level.name: codes[level.name][index : index + 1] for level in levels} for index in range(len(titles))]
-    sections = [Section(title, _clips(codec, song)) for title, song in zip(titles, songs, strict=True)]
-    return write_page(folder, folder.name, [*sections, *beside], settings)
+    sections = [
+        replace(song, clips=_clips(codec, {level.name: codes[level.name][index : index + 1] for level in levels}))
+        for index, song in enumerate(songs)
+    ]
+    return write_page(folder, folder.name, [*sections, *beside], settings, took)
 
 
 @torch.no_grad()
@@ -134,19 +139,24 @@ def real_section(codec: Codec, path: Path, seconds: float) -> Section:
     """The first `seconds` of a real recording, as they are and as each level's codes sound, to compare with."""
     codes = encode_given(codec, path, seconds)
     length = codes[codec.levels[0].name].shape[-1] * codec.levels[0].samples_per_step
-    original = Clip("original", read(path, 0, length, codec.sample_rate, codec.channels), codec.sample_rate)
+    pieces = (
+        read(path, start, min(PIECE_SAMPLES, length - start), codec.sample_rate, codec.channels)
+        for start in range(0, length, PIECE_SAMPLES)
+    )
     heard = _clips(codec, {level.name: codes[level.name] for level in reversed(codec.levels)})
-    return Section(f"Real: {path.name}", chain([original], heard))
+    clips = chain([Clip("original", pieces, length, codec.sample_rate)], heard)
+    return Section(f"Real: {path.name}", clips, reference=True)
 
 
 def _clips(codec: Codec, codes: Codes) -> Iterator[Clip]:
-    """Codes [1, K, T] of each level, to hear; decoded when they are asked for, so that one waveform is held at once."""
+    """Codes [1, K, T] of each level, to hear; decoded when they are asked for, so that one piece is held at once."""
     device = device_of(codec)
     for name, values in codes.items():
         level, num_steps = codec.level(name), values.shape[-1]
         read = partial(_stretch, values, device)
-        pieces = [piece[0].cpu() for piece in decode_in_pieces(codec, level, read, num_steps, PIECE_SAMPLES)]
-        yield Clip(name, torch.cat(pieces, -1), codec.sample_rate)
+        pieces = (piece[0] for piece in decode_in_pieces(codec, level, read, num_steps, PIECE_SAMPLES))
+        shown = values[0] if level.vocab_size else None
+        yield Clip(name, pieces, num_steps * level.samples_per_step, codec.sample_rate, shown)
 
 
 def _stretch(codes: Tensor, device: torch.device, start: int, length: int) -> Tensor:

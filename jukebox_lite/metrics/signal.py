@@ -8,38 +8,89 @@ from torch.nn import functional
 
 SILENCE_DB = -120.0  # the decibels of silence, for which the logarithm has none
 HELD_SECONDS = 0.2  # a strongest partial that stays as long is a held tone
+_BLOCK = 1 << 18  # samples transformed at once
 _FULL_SCALE = 1 - 2**-15  # the largest value of 16-bit audio
+
+
+class SignalMeter:
+    """Gathers what can be measured of audio that comes in pieces; its memory does not grow with the audio.
+
+    Spectra are of frames of about 46 ms, a quarter of that apart. Audio of more than `max_frames` of them is shown
+    by the mean power of as many stretches. `num_samples` is how long all pieces will be together.
+    """
+
+    def __init__(self, num_samples: int, sample_rate: int, max_frames: int = 1200) -> None:
+        self._sample_rate, self._size = sample_rate, 2 ** round(math.log2(sample_rate * 0.046))
+        self._hop, self._window = self._size // 4, torch.hann_window(self._size)
+        self._num_frames = max(0, num_samples - self._size) // self._hop + 1
+        self._sums = torch.zeros(self._size // 2 + 1, min(self._num_frames, max_frames))
+        self._waiting = torch.zeros(0, 0)  # [C, n], the beginning of frames that the next piece completes
+        self._frame = self._count = self._clipped = 0
+        self._energy = self._peak = 0.0
+
+    def add(self, audio: Tensor) -> None:
+        """Takes the next piece [C, n] in [-1, 1]."""
+        for block in audio.detach().float().cpu().split(_BLOCK, -1):
+            self._count += block.numel()
+            self._energy += float(block.square().sum(dtype=torch.float64))
+            self._peak = max(self._peak, float(block.abs().max()))
+            self._clipped += int((block.abs() >= _FULL_SCALE).sum())
+            self._waiting = torch.cat([self._waiting, block], -1) if self._waiting.numel() else block
+            self._take_frames()
+
+    def power(self) -> Tensor:
+        """Power [F, frames] from 0 Hz to half the sample rate, the mean of the channels.
+
+        A full-scale sine has a power of 1, over the frequencies together.
+        """
+        if self._frame == 0:  # less than a frame in all
+            self._waiting = functional.pad(self._waiting, (0, self._size - self._waiting.shape[-1]))
+            self._take_frames()
+        return self._sums / self._column(torch.arange(self._num_frames)).bincount().clamp(min=1)
+
+    def figures(self) -> dict[str, float]:
+        """As `describe` returns them."""
+        power = self.power().mean(-1)
+        frequency = torch.linspace(0, self._sample_rate / 2, len(power))
+        mean_square = self._energy / self._count
+        return {
+            "rms_db": SILENCE_DB if mean_square <= 10 ** (SILENCE_DB / 10) else 10 * math.log10(mean_square),
+            "peak": self._peak,
+            "clipped_share": self._clipped / self._count,
+            "spectral_centroid_hz": float((frequency * power).sum() / power.sum().clamp(min=1e-12)),
+        }
+
+    def _take_frames(self) -> None:
+        """Adds the power of all frames that are complete to that of their stretch."""
+        count = min((self._waiting.shape[-1] - self._size) // self._hop + 1, self._num_frames - self._frame)
+        if count < 1:
+            return
+        taken = self._waiting[:, : (count - 1) * self._hop + self._size]
+        spectrum = torch.stft(taken, self._size, self._hop, window=self._window, center=False, return_complex=True)
+        power = spectrum.abs().square().mean(0) * (4 / (self._size * self._window.square().sum()))
+        self._sums.index_add_(1, self._column(self._frame + torch.arange(count)), power)
+        self._frame += count
+        self._waiting = self._waiting[:, count * self._hop :].clone()
+
+    def _column(self, frame: Tensor) -> Tensor:
+        """The stretch [n] that frames [n] belong to."""
+        return frame * self._sums.shape[1] // self._num_frames
 
 
 def describe(audio: Tensor, sample_rate: int) -> dict[str, float]:
     """Of audio [C, N] in [-1, 1]: RMS in dB relative to full scale, peak, share of clipped samples, and the
     spectral centroid in Hz, weighted by energy (0 for silence).
     """
-    audio = audio.detach().float().cpu()
-    power = power_spectrogram(audio, sample_rate).mean(-1)
-    frequency = torch.linspace(0, sample_rate / 2, len(power))
-    mean_square = float(audio.square().mean())
-    return {
-        "rms_db": SILENCE_DB if mean_square <= 10 ** (SILENCE_DB / 10) else 10 * math.log10(mean_square),
-        "peak": float(audio.abs().max()),
-        "clipped_share": float((audio.abs() >= _FULL_SCALE).float().mean()),
-        "spectral_centroid_hz": float((frequency * power).sum() / power.sum().clamp(min=1e-12)),
-    }
+    meter = SignalMeter(audio.shape[-1], sample_rate)
+    meter.add(audio)
+    return meter.figures()
 
 
 def power_spectrogram(audio: Tensor, sample_rate: int, max_frames: int = 1200) -> Tensor:
-    """Power [F, frames] of audio [C, N] from 0 Hz to half the sample rate, the mean of the channels.
-
-    A full-scale sine has a power of 1, over the frequencies together. Frames are about 46 ms; in audio too long for
-    `max_frames` at a quarter of that apart, they are spread evenly.
-    """
-    size = 2 ** round(math.log2(sample_rate * 0.046))
-    if audio.shape[-1] < size:
-        audio = functional.pad(audio, (0, size - audio.shape[-1]))
-    hop = max(size // 4, math.ceil(audio.shape[-1] / max_frames))
-    window = torch.hann_window(size)
-    spectrum = torch.stft(audio, size, hop, window=window, center=False, return_complex=True)  # [C, F, frames]
-    return spectrum.abs().square().mean(0) * (4 / (size * window.square().sum()))
+    """Power [F, frames] of audio [C, N], of at most `max_frames` frames, as `SignalMeter.power` gives it."""
+    meter = SignalMeter(audio.shape[-1], sample_rate, max_frames)
+    meter.add(audio)
+    return meter.power()
 
 
 def held_share(audio: Tensor, sample_rate: int) -> float:

@@ -4,7 +4,7 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import distributions
 from pathlib import Path
@@ -16,10 +16,10 @@ from lightning_fabric.utilities.rank_zero import rank_zero_only
 
 from jukebox_lite.errors import InputError
 from jukebox_lite.files import write_text
+from jukebox_lite.settings import refuse_changes
 
 _CONFIG, _PROVENANCE, _VOCABULARY = "config.yaml", "provenance.json", "vocabulary.json"
 _PACKAGES = ("torch", "torchaudio", "lightning-fabric", "vector-quantize-pytorch", "hydra-core", "safetensors", "numpy")
-_MOST_CHANGES = 8  # named in a refusal
 
 
 def open_run(folder: Path, config_yaml: str) -> None:
@@ -31,7 +31,7 @@ def open_run(folder: Path, config_yaml: str) -> None:
     path = folder / _CONFIG
     started = path.exists() and (folder / _PROVENANCE).exists()
     if started:
-        _refuse_changes(folder, yaml.safe_load(path.read_text(encoding="utf-8")), yaml.safe_load(config_yaml))
+        refuse_changes(folder, yaml.safe_load(path.read_text(encoding="utf-8")), yaml.safe_load(config_yaml))
     if not _writes():
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def record_start(folder: Path, provenance: Mapping[str, Any]) -> None:
     starts = json.loads(history.read_text(encoding="utf-8")) if history.exists() else []
     if starts:
         known, now = ({"fingerprints": start.get("fingerprints", {})} for start in (starts[0], provenance))
-        _refuse_changes(folder, known, now)
+        refuse_changes(folder, known, now)
     if not _writes():
         return
     write_text(history, json.dumps([*starts, dict(provenance)], indent=1))
@@ -83,7 +83,7 @@ def save_vocabulary(folder: Path, vocabulary: Mapping[str, Sequence[str]]) -> No
     path = folder / _VOCABULARY
     new = {name: list(values) for name, values in vocabulary.items()}
     if path.exists():
-        _refuse_changes(folder, read_vocabulary(folder), new)
+        refuse_changes(folder, read_vocabulary(folder), new)
     elif _writes():
         write_text(path, json.dumps(new, indent=1, ensure_ascii=False))
 
@@ -100,32 +100,6 @@ def read_vocabulary(folder: Path) -> dict[str, list[str]]:
 def _writes() -> bool:
     """Whether this is the first of the run's processes. Known before any of them has been joined."""
     return getattr(rank_zero_only, "rank", None) in (None, 0)
-
-
-def _refuse_changes(folder: Path, old: Any, new: Any) -> None:
-    """Raise InputError naming each key whose value differs."""
-    was, now = dict(leaves(old)), dict(leaves(new))
-    keys = [key for key in {**was, **now} if was.get(key, _ABSENT) != now.get(key, _ABSENT)]
-    if not keys:
-        return
-    changes = [f"{key} was {was.get(key, _ABSENT)}, is now {now.get(key, _ABSENT)}" for key in keys[:_MOST_CHANGES]]
-    if len(keys) > _MOST_CHANGES:
-        changes.append(f"and {len(keys) - _MOST_CHANGES} more")
-    raise InputError(
-        f"{folder} was started with another config: {'; '.join(changes)}; give another name=... or the old values"
-    )
-
-
-_ABSENT = "absent"
-
-
-def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value of nested mappings by its dotted path; a list is one value."""
-    if isinstance(value, Mapping) and value:
-        for key, child in value.items():
-            yield from leaves(child, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, value
 
 
 def _git(repository: Path, *arguments: str) -> str | None:

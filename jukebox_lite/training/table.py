@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jukebox_lite.errors import InputError, told_in_one_line
-from jukebox_lite.training.run import leaves
+from jukebox_lite.settings import leaves
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ class Tracker(ABC):
 
     @abstractmethod
     def listening(self, step: int, listening: Listening, page: Path) -> None:
-        """Clips, and the folder that holds each as a wav and a PNG, in their order."""
+        """Clips, and the folder that holds each as a wav and PNGs, in their order."""
 
     @abstractmethod
     def close(self) -> None:
@@ -58,7 +58,7 @@ class TensorBoard(Tracker):
 
     def listening(self, step: int, listening: Listening, page: Path) -> None:
         """A player (mono: TensorBoard knows no more) and a picture a clip."""
-        pictures = sorted(page.glob("*.png"))
+        pictures = sorted(page.glob("*-mels.png"))
         for (title, audio), picture in zip(listening.clips.items(), pictures, strict=True):
             mono = audio.detach().float().cpu().mean(0, keepdim=True).clamp(-1, 1)
             self.writer.add_audio(title, mono, step, listening.sample_rate)
@@ -94,9 +94,10 @@ class Journal(Tracker):
 
 
 def write_samples(folder: Path, step: int, listening: Listening) -> Path:
-    """samples/<step>/ in the run's folder: a wav and a picture a clip, and a page to hear them side by side."""
+    """samples/<step>/ in the run's folder: a wav and pictures a clip, and a page to hear them side by side."""
     page = folder / "samples" / f"{step:08d}"
-    clips = [Clip(title, audio, listening.sample_rate) for title, audio in listening.clips.items()]
+    rate = listening.sample_rate
+    clips = [Clip(title, [audio], audio.shape[-1], rate) for title, audio in listening.clips.items()]
     with staged(page) as beside:
         write_page(beside, f"{folder.name}, step {step:,}", [Section("Validation", clips, listening.figures)])
     return page
