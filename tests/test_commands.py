@@ -41,6 +41,7 @@ from jukebox_lite.generation.songs import encode_given
 from jukebox_lite.training import checkpoint, table
 from jukebox_lite.training.load import load_codec
 
+PICTURES = ("wave", "mels", "codes")
 STEPS = {level: round(0.32 * SAMPLE_RATE) // hop_length for level, hop_length in HOPS.items()}
 
 
@@ -81,7 +82,7 @@ def test_a_run_leaves_what_the_house_lists(world: World):
         assert [line["step"] for line in lines] == [1, 2, 3, 4] and "score" in lines[-1]
         assert list((run / "tensorboard").glob("events.*"))
         page = run / "samples" / "00000004"
-        assert len(list(page.glob("*.wav"))) == len(list(page.glob("*.png"))) == clips
+        assert len(list(page.glob("*.wav"))) == len(list(page.glob("*-mels.png"))) == clips
         assert (page / "index.html").read_text().count("<audio") == clips
         assert {path.name for path in (run / "checkpoints" / "00000004").iterdir()} == {
             "model.safetensors",
@@ -128,7 +129,7 @@ def test_sampling_leaves_a_page_and_songs_that_can_be_heard(sampled: Path):
     ]
     for wav in wavs:
         audio, sample_rate = soundfile.read(wav)
-        assert wav.name in page and wav.with_suffix(".png").exists()
+        assert wav.name in page and all(wav.with_name(f"{wav.stem}-{kind}.png").exists() for kind in PICTURES)
         assert sample_rate == SAMPLE_RATE and audio.shape == (0.32 * SAMPLE_RATE,) and np.isfinite(audio).all()
     codes = load_file(sampled / "codes.safetensors")
     assert {level: list(values.shape) for level, values in codes.items()} == {
@@ -572,6 +573,19 @@ def test_a_job_that_fails_does_not_take_the_sweep_along(world: World):
     assert done.code == 0, done.err
     assert "error: /nowhere: there is no such folder" in done.err
     assert [row.name for row in table.read_rows(world.runs / "sweeps" / "half")] == ["1"]
+
+
+def test_a_sweep_of_sampling_leaves_a_page_that_compares_its_jobs(world: World):
+    """Each job rewrites it, and the times that it took are told by level."""
+    done = command("sample.py", "-m", *world.sample("name=warmth", "num_songs=1", "sampler.temperature=0.5,1.0"))
+    assert done.code == 0, done.err
+    sweep = world.runs / "sweeps" / "warmth"
+    assert done.out.splitlines()[-1] == f"compare: {sweep / 'index.html'}"
+    page = (sweep / "index.html").read_text()
+    assert page.count("<audio") == 2 and "sampler.temperature" in page
+    assert all(f'src="{job}/01-01-bottom.wav"' in page for job in (0, 1))
+    record = json.loads((sweep / "1" / "page.json").read_text())
+    assert list(record["took"]) == list(LEVELS) and all(seconds > 0 for seconds in record["took"].values())
 
 
 # --- what is written about the commands ----------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from jukebox_lite.audio import write
 from jukebox_lite.codecs.base import Codec
 from jukebox_lite.errors import InputError
 from jukebox_lite.generation.complete import complete, samplers, windows
+from jukebox_lite.generation.report import Section
 from jukebox_lite.generation.songs import encode_given, read_codes, save_codes, steps_for, write_songs
 from jukebox_lite.levels import UNKNOWN, Codes, Facts, Level, Window
 from jukebox_lite.priors.base import Prior, Sampler
@@ -364,7 +365,7 @@ def test_damaged_files_of_codes_are_read_or_refused_and_nothing_else(tmp_path: P
 def test_songs_are_written_with_their_codes_and_every_level_to_hear(tmp_path: Path):
     codec = PlainCodec()
     codes = run([NoisyPrior("top", 40), NoisyPrior("middle", 40)], num_songs=2, steps=steps_for(codec, 0.5))
-    page = write_songs(tmp_path / "jazz", codec, codes, "abc", ["Song 1, jazz", "Song 2, folk"], "seed: 0")
+    page = write_songs(tmp_path / "jazz", codec, codes, "abc", [Section("Song 1, jazz"), Section("Song 2, folk")])
     text = page.read_text()
     assert text.index("01-01-middle.wav") < text.index("01-02-top.wav") < text.index("Song 2, folk")
     assert len(list(page.parent.glob("*.wav"))) == 4

@@ -2,7 +2,7 @@
 
 /** 65.43 -> "1:05.4" */
 function clock(seconds) {
-  const tenths = Math.floor(seconds * 10 + 1e-6);
+  const tenths = Math.round(seconds * 10);
   return `${Math.floor(tenths / 600)}:${(tenths % 600 / 10).toFixed(1).padStart(4, "0")}`;
 }
 
