@@ -83,6 +83,7 @@ def test_a_run_leaves_what_the_house_lists(world: World):
         assert list((run / "tensorboard").glob("events.*"))
         page = run / "samples" / "00000004"
         assert len(list(page.glob("*.wav"))) == len(list(page.glob("*-mels.png"))) == clips
+        assert len(list(page.glob("*-codes.png"))) == (3 if name == "codec" else 2), "all but the original's"
         assert (page / "index.html").read_text().count("<audio") == clips
         assert {path.name for path in (run / "checkpoints" / "00000004").iterdir()} == {
             "model.safetensors",

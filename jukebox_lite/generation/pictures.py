@@ -58,8 +58,8 @@ def draw_mels(power: Tensor, sample_rate: int) -> bytes:
 def draw_codes(codes: Tensor) -> bytes:
     """A PNG of codes [K, T]: a row a codebook, a column a step, or every so many steps where T exceeds COLUMNS."""
     columns = min(codes.shape[-1], COLUMNS)
-    shown = codes[:, torch.arange(columns) * codes.shape[-1] // columns]
-    return _png(Image.fromarray(code_colors(shown.cpu())))
+    shown = codes.cpu()[:, torch.arange(columns) * codes.shape[-1] // columns]
+    return _png(Image.fromarray(code_colors(shown)))
 
 
 def code_colors(codes: Tensor) -> np.ndarray:

@@ -14,11 +14,12 @@ Update = Callable[[str, Tensor], None]  # update("codec", loss): one descent ste
 
 @dataclass
 class Listening:
-    """Something to hear of a model in training: clips of equal rank, and figures about them."""
+    """Something to hear of a model in training: clips of equal rank, the codes behind them, and figures about them."""
 
     clips: dict[str, Tensor]  # title -> audio [C, N]
     sample_rate: int
     figures: dict[str, str] = field(default_factory=dict)
+    codes: dict[str, Tensor] = field(default_factory=dict)  # title -> [K, T] that the clip was decoded from
 
 
 class Task(ABC):

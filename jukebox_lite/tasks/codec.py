@@ -122,16 +122,17 @@ class CodecTask(Task):
         audio = audio.to(device_of(models["codec"]))
         output = models["codec"](audio)
         heard = {name: reconstruction.float() for name, (reconstruction, _) in output.items()}
-        clips, figures = {}, {}
+        clips, figures, codes = {}, {}, {}
         for index, original in enumerate(audio):
             clips[f"clip {index + 1}, original"] = original
             for level in reversed(self.codec.levels):
                 clips[f"clip {index + 1}, {level.name}"] = heard[level.name][index].clamp(-1, 1)
+                codes[f"clip {index + 1}, {level.name}"] = output[level.name][1].codes[index]
         for level in reversed(self.codec.levels):
             ratio = spectral_convergence(heard[level.name], audio).item()
             figures[f"spectral convergence, {level.name}"] = f"{decibels(ratio):.1f} dB"
             figures[f"codes, {level.name}"] = self.told(level, output[level.name][1].codes)
-        return Listening(clips, self.codec.sample_rate, figures)
+        return Listening(clips, self.codec.sample_rate, figures, codes)
 
     def room(self, level: Level) -> str:
         """A line for people: what a level can hold."""

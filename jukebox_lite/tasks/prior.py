@@ -76,7 +76,9 @@ class PriorTask(Task):
         noise = torch.rand(real.shape, generator=torch.Generator().manual_seed(0)).to(device)
         sampled = models["prior"].sample(window, self.sampler, noise)
         heard = [self.codec.decode({level.name: codes.cpu()}).float().clamp(-1, 1) for codes in (real, sampled)]
-        clips = {}
-        for index, (original, new) in enumerate(zip(*heard, strict=True)):
-            clips |= {f"clip {index + 1}, real codes": original, f"clip {index + 1}, sampled": new}
-        return Listening(clips, self.codec.sample_rate)
+        clips, codes = {}, {}
+        for index in range(len(real)):
+            for title, tokens, audio in zip(("real codes", "sampled"), (real, sampled), heard, strict=True):
+                clips[f"clip {index + 1}, {title}"] = audio[index]
+                codes[f"clip {index + 1}, {title}"] = tokens[index]
+        return Listening(clips, self.codec.sample_rate, codes=codes)

@@ -96,8 +96,10 @@ class Journal(Tracker):
 def write_samples(folder: Path, step: int, listening: Listening) -> Path:
     """samples/<step>/ in the run's folder: a wav and pictures a clip, and a page to hear them side by side."""
     page = folder / "samples" / f"{step:08d}"
-    rate = listening.sample_rate
-    clips = [Clip(title, [audio], audio.shape[-1], rate) for title, audio in listening.clips.items()]
+    clips = [
+        Clip(title, [audio], audio.shape[-1], listening.sample_rate, listening.codes.get(title))
+        for title, audio in listening.clips.items()
+    ]
     with staged(page) as beside:
         write_page(beside, f"{folder.name}, step {step:,}", [Section("Validation", clips, listening.figures)])
     return page
