@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.turns import memory
 from jukebox_lite import config
 from jukebox_lite.levels import Facts, Level, Window
+from jukebox_lite.nn.reach import Place
 from jukebox_lite.priors.autoregressive import AutoregressivePrior
 
 CONTEXTS = (512, 1024, 2048, 4096, 8192, 16384)
@@ -124,9 +125,11 @@ def sample(prior: AutoregressivePrior, codes: Tensor) -> tuple[float, int]:
     x = prior.embeddings[0](codes[:, 0])
     _, states = prior.transformer(x[:, :-NEW_STEPS], prior.transformer.empty_state(1, x.shape[1]))
     seconds = []
-    for step in x[:, -NEW_STEPS:].unbind(1):
+    length = x.shape[1]
+    for step in range(length - NEW_STEPS, length):
+        place = Place(torch.tensor([step]), length)
         began = time.process_time()
-        _, states = prior.transformer(step[:, None], states)
+        _, states = prior.transformer(x[:, step : step + 1], states, place)
         seconds.append(time.process_time() - began)
     return statistics.median(seconds), sum(each.nbytes for each in tree_leaves(states) if isinstance(each, Tensor))
 

@@ -57,7 +57,7 @@ def test_what_sampling_remembers_does_not_grow(mixer: Mixer):
         sizes = set()
         for length in (40, 1000):
             _, state = mixer(torch.randn(1, length, 16), mixer.empty_state(1, 1024))
-            _, state = mixer(torch.randn(1, 1, 16), state)
+            _, state = mixer(torch.randn(1, 1, 16), state, length)
             sizes.add(sum(each.numel() for each in tree_leaves(state) if isinstance(each, Tensor)))
     assert len(sizes) == 1
 

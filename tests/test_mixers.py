@@ -1,6 +1,8 @@
 """Every mixer: step by step equals all at once, and the future does not matter."""
 
+from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import accumulate
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch import Tensor
 from jukebox_lite.errors import InputError
 from jukebox_lite.nn.dense import Linear
 from jukebox_lite.nn.linear import GatedDeltaRule
-from jukebox_lite.nn.reach import Beginning, Column, Past, PreviousRow, Reach, Row, RowEnds
+from jukebox_lite.nn.reach import At, Beginning, Column, Past, Place, PreviousRow, Reach, Row, RowEnds
 from jukebox_lite.nn.transformer import CausalAttention, FactoredAttention, Rotary, SlidingAttention, Transformer
 
 MIXERS = {
@@ -34,6 +36,12 @@ REACHES = {  # and whether a step, the second, meets another, the first
 }
 
 
+def places(pieces: list[int], room: int, parts: Sequence[Tensor]) -> Iterator[tuple[At, Tensor]]:
+    """Where each part begins, and the part; single steps, but for the first part, as the graph of one step takes them."""
+    for start, count, part in zip(accumulate(pieces, initial=0), pieces, parts, strict=False):
+        yield Place(torch.tensor([start]), min(start + 2, room)) if count == 1 and start else start, part
+
+
 @pytest.fixture(params=MIXERS.values(), ids=MIXERS.keys())
 def transformer(request) -> Transformer:
     torch.manual_seed(0)
@@ -54,8 +62,8 @@ def test_piece_by_piece_equals_all_at_once(transformer: Transformer, pieces: lis
     with torch.no_grad():
         whole, _ = transformer(x)
         states, parts = transformer.empty_state(2, LENGTH), []
-        for part in x.split(pieces, dim=1):
-            y, states = transformer(part, states)
+        for at, part in places(pieces, LENGTH, x.split(pieces, dim=1)):
+            y, states = transformer(part, states, at)
             parts.append(y)
     torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-5, atol=1e-5)
 
@@ -102,22 +110,17 @@ def test_a_reach_goes_on_from_its_memory(reach: Reach, pieces: list[int]):
     x = heads(19)
     for room in (19, 40):
         memory, parts = reach.empty(x, 2, 3, room, 8), []
-        for part in x.split(pieces, 3):
-            y, memory = reach.go_on(*part, memory)
-            parts.append(y)
+        for at, part in places(pieces, room, x.split(pieces, 3)):
+            parts.append(reach.go_on(*part, memory, at))
         torch.testing.assert_close(torch.cat(parts, 2), reach.attend(*x))
 
 
 @pytest.mark.parametrize(
-    ("reach", "kept"), [(Row(ROW), ROW), (PreviousRow(ROW), 2 * ROW), (RowEnds(ROW, 5), 5), (Beginning(6), 6)]
+    ("reach", "kept"), [(Row(ROW), ROW), (PreviousRow(ROW), 2 * ROW), (RowEnds(ROW, 5), 6), (Beginning(6), 7)]
 )
 def test_a_reach_remembers_only_what_can_be_met(reach: Reach, kept: int):
-    """Of 19 steps a row, two rows, four ends and a zero, or the beginning."""
-    x = heads(19)
-    memory = reach.empty(x, 2, 3, 19, 8)
-    for part in x.split(1, 3):
-        _, memory = reach.go_on(*part, memory)
-    assert memory[0] == 19 and memory[1].shape == (2, 2, 3, kept, 8)
+    """Of any length a row, two rows, four ends and a zero, or the beginning; the latter two with a place to spare."""
+    assert reach.empty(torch.zeros(()), 2, 3, 1900, 8).shape == (2, 2, 3, kept, 8)
 
 
 def test_layers_of_factored_attention_differ():

@@ -15,7 +15,7 @@ from jukebox_lite.generation.complete import complete, samplers
 from jukebox_lite.interop import openai
 from jukebox_lite.interop.openai.priors import keys_of, place_of
 from jukebox_lite.levels import Codes, Level, Window
-from jukebox_lite.priors import jukebox
+from jukebox_lite.priors import stepwise
 from jukebox_lite.priors.base import Sampler
 from jukebox_lite.priors.jukebox import JukeboxPrior
 
@@ -61,8 +61,8 @@ def test_losses_and_gradients_are_the_originals(golden: Golden):
 @goldens("prior", lambda golden: "out.sample_greedy" in golden.tensors("io"))
 def test_greedy_samples_are_the_originals(golden: Golden, kind: str, monkeypatch: pytest.MonkeyPatch):
     """Token for token, primed and from nothing, in windows shorter than the context; the logits within 5e-5."""
-    seen, draw = [], jukebox.draw
-    monkeypatch.setattr(jukebox, "draw", lambda logits, *others: (seen.append(logits), draw(logits, *others))[1])
+    seen, draw = [], stepwise.draw
+    monkeypatch.setattr(stepwise, "draw", lambda logits, *others: (seen.append(logits), draw(logits, *others))[1])
     tensors = golden.tensors("io")
     wanted, logits = tensors[f"out.{kind}_greedy"], tensors[f"out.{kind}_logits"]
     given = tensors["in.prime"][:, : None if kind == "sample" else 0]

@@ -10,11 +10,12 @@ import torch
 from jukebox_lite.errors import InputError
 from jukebox_lite.levels import Facts, Level, Window
 from jukebox_lite.nn.transformer import CausalAttention
-from jukebox_lite.priors.autoregressive import AutoregressivePrior, draw
+from jukebox_lite.priors.autoregressive import AutoregressivePrior
 from jukebox_lite.priors.base import Sampler
 from jukebox_lite.priors.codes import CodeEmbedding, CodeVectors
 from jukebox_lite.priors.conditioning import Label, Labels, LevelAbove, Timing
 from jukebox_lite.priors.patterns import Delay, Flatten, Parallel
+from jukebox_lite.priors.stepwise import draw
 
 TOP = Level("top", vocab_size=5, channels=1, hop_length=16)
 BOTTOM = Level("bottom", vocab_size=7, channels=2, hop_length=4)

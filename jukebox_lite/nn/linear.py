@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from jukebox_lite.errors import InputError
+from jukebox_lite.nn.reach import At
 from jukebox_lite.nn.transformer import Mixer, State
 
 _REACH = 4  # steps that queries, keys and values are made of; a key can so name what came before its value
@@ -49,12 +50,12 @@ class GatedDeltaRule(Mixer):
 
     def empty_state(self, batch_size: int, length: int) -> State:
         del length  # of one size for any
-        weight = self.qkv.weight
-        head_dim = weight.shape[1] // self.num_heads
-        before = weight.new_zeros(batch_size, _REACH - 1, len(weight))
-        return before, weight.new_zeros((batch_size, self.num_heads, head_dim, head_dim), dtype=torch.float32)
+        like, head_dim = self.near.weight, len(self.norm.weight)
+        before = like.new_zeros(batch_size, _REACH - 1, len(like))
+        return before, like.new_zeros((batch_size, self.num_heads, head_dim, head_dim), dtype=torch.float32)
 
-    def forward(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:
+    def forward(self, x: Tensor, state: State = None, at: At = 0) -> tuple[Tensor, State]:
+        del at  # order is told by the state
         before, memory = self.empty_state(len(x), x.shape[1]) if state is None else state
         qkv = self.qkv(x)
         qkv = torch.cat([before.to(qkv.dtype), qkv], 1)
@@ -64,10 +65,13 @@ class GatedDeltaRule(Mixer):
             rates = rearrange(self.rates(x.float()), "b t (two h) -> two b h t", two=2)
             q, k = F.normalize(q.float(), dim=-1), F.normalize(k.float(), dim=-1)
             strength, log_decay = rates[0].sigmoid(), -F.softplus(rates[1])
-            y, memory = delta_rule(q, k, v.float(), strength, log_decay, memory, self.chunk_length)
+            y, after = delta_rule(q, k, v.float(), strength, log_decay, memory, self.chunk_length)
             y = rearrange(self.norm(y), "b h t d -> b t (h d)")
         y = self.out(y * F.silu(self.gate(x)))
-        return y, None if state is None else (qkv[:, 1 - _REACH :], memory)
+        if state is not None:
+            before.copy_(qkv[:, 1 - _REACH :])
+            memory.copy_(after)
+        return y, state
 
 
 def delta_rule(

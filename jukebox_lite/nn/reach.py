@@ -7,6 +7,7 @@ still see.
 """
 
 from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,23 +16,45 @@ from torch import Tensor
 
 from jukebox_lite.errors import InputError
 
-Memory = tuple[int, Tensor]  # the steps seen so far, and their keys and values [2, B, H, S, E] as far as they are kept
+
+class Place(NamedTuple):
+    """Where one single step is: told by a tensor, so that one compiled graph serves every step."""
+
+    step: Tensor  # [1] int64
+    room: int  # how far a memory of the whole past is read: past the step, within the sequence; of few values
+
+
+At = int | Place  # the first of several steps, or one step
+
+
+def steps_at(at: At, count: int) -> slice | Tensor:
+    """What picks the steps at, at + 1, ... out of a table."""
+    return at.step if isinstance(at, Place) else slice(at, at + count)
 
 
 class Reach(ABC):
-    """The steps that a step's queries meet, itself or earlier ones. E is the width of a head."""
+    """The steps that a step's queries meet, itself or earlier ones. E is the width of a head.
+
+    A memory [2, B, H, S, E] holds the keys and values of earlier steps as far as later ones can still meet them.
+    """
 
     @abstractmethod
-    def empty(self, like: Tensor, batch_size: int, num_heads: int, length: int, head_dim: int) -> Memory:
+    def empty(self, like: Tensor, batch_size: int, num_heads: int, length: int, head_dim: int) -> Tensor:
         """Nothing remembered yet, with room for what counts of `length` steps; of the kind of `like`."""
 
     @abstractmethod
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """All at once, from step 0 on: three times [B, H, T, E] -> [B, H, T, E]."""
 
+    def go_on(self, q: Tensor, k: Tensor, v: Tensor, memory: Tensor, at: At) -> Tensor:
+        """The same of the steps from `at` on, after those that the memory has seen. Writes into the memory."""
+        return self._one(q, k, v, memory, at) if isinstance(at, Place) else self._several(q, k, v, memory, at)
+
     @abstractmethod
-    def go_on(self, q: Tensor, k: Tensor, v: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
-        """The same of the steps after those that the memory has seen. Writes into the memory given."""
+    def _one(self, q: Tensor, k: Tensor, v: Tensor, memory: Tensor, place: Place) -> Tensor: ...
+
+    @abstractmethod
+    def _several(self, q: Tensor, k: Tensor, v: Tensor, memory: Tensor, start: int) -> Tensor: ...
 
 
 class _Recent(Reach):
@@ -46,25 +69,24 @@ class _Recent(Reach):
         """The first step that `step` or a later one can meet; attending can begin there as at 0."""
 
     @abstractmethod
-    def met(self, kept: Tensor, step: int) -> Tensor:
-        """What one step meets [2, B, H, M, E], itself included, of what is kept [2, B, H, S, E]."""
+    def met(self, memory: Tensor, place: Place) -> tuple[Tensor, Tensor | None]:
+        """What one step may meet of the memory [2, B, H, M, E], and which of it [1, M] it does: None is all."""
 
-    def empty(self, like: Tensor, batch_size: int, num_heads: int, length: int, head_dim: int) -> Memory:
-        return 0, like.new_zeros(2, batch_size, num_heads, self.size(length), head_dim)
+    def empty(self, like: Tensor, batch_size: int, num_heads: int, length: int, head_dim: int) -> Tensor:
+        return like.new_zeros(2, batch_size, num_heads, self.size(length), head_dim)
 
-    def go_on(self, q: Tensor, k: Tensor, v: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
-        start, kept = memory
-        end, size = start + q.shape[2], kept.shape[3]
-        if end == start + 1:
-            kept[0, :, :, start % size], kept[1, :, :, start % size] = k[:, :, 0], v[:, :, 0]
-            k, v = self.met(kept, start)
-            return F.scaled_dot_product_attention(q, k, v), (end, kept)
-        first = self.first(start)
-        whole = torch.cat([kept[:, :, :, _steps(first, start, q) % size], torch.stack([k, v])], 3)
+    def _one(self, q: Tensor, k: Tensor, v: Tensor, memory: Tensor, place: Place) -> Tensor:
+        memory.index_copy_(3, place.step % memory.shape[3], torch.stack([k, v]))
+        (k, v), met = self.met(memory, place)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=met)
+
+    def _several(self, q: Tensor, k: Tensor, v: Tensor, memory: Tensor, start: int) -> Tensor:
+        first, end, size = self.first(start), start + q.shape[2], memory.shape[3]
+        whole = torch.cat([memory[:, :, :, _steps(first, start, q) % size], torch.stack([k, v])], 3)
         y = self.attend(F.pad(q, (0, 0, start - first, 0)), whole[0], whole[1])[:, :, start - first :]
         recent = max(first, end - size)
-        kept[:, :, :, _steps(recent, end, q) % size] = whole[:, :, :, recent - first :]
-        return y, (end, kept)
+        memory[:, :, :, _steps(recent, end, q) % size] = whole[:, :, :, recent - first :]
+        return y
 
 
 class Past(_Recent):
@@ -77,8 +99,8 @@ class Past(_Recent):
         del step
         return 0
 
-    def met(self, kept: Tensor, step: int) -> Tensor:
-        return kept[:, :, :, : step + 1]
+    def met(self, memory: Tensor, place: Place) -> tuple[Tensor, Tensor | None]:
+        return memory[:, :, :, : place.room], _up_to(place.step, place.room)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -98,8 +120,8 @@ class LastSteps(_Recent):
     def first(self, step: int) -> int:
         return max(0, step - self.window + 1)
 
-    def met(self, kept: Tensor, step: int) -> Tensor:
-        return kept[:, :, :, : step + 1]  # in any order: softmax does not ask
+    def met(self, memory: Tensor, place: Place) -> tuple[Tensor, Tensor | None]:
+        return memory, _up_to(place.step, memory.shape[3])  # in any order: softmax does not ask
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """In blocks of `window` steps, each of which looks at itself and at the block before."""
@@ -132,8 +154,8 @@ class Row(_InRows):
     def first(self, step: int) -> int:
         return step - step % self.row_length
 
-    def met(self, kept: Tensor, step: int) -> Tensor:
-        return kept[:, :, :, : step % self.row_length + 1]
+    def met(self, memory: Tensor, place: Place) -> tuple[Tensor, Tensor | None]:
+        return memory, _up_to(place.step % self.row_length, self.row_length)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         batch_size, _, length, _ = q.shape
@@ -146,14 +168,16 @@ class Column(_InRows):
     """The steps at the same place of this row and of every row before."""
 
     def size(self, length: int) -> int:
-        return length
+        return length + -length % self.row_length
 
     def first(self, step: int) -> int:
         del step
         return 0
 
-    def met(self, kept: Tensor, step: int) -> Tensor:
-        return kept[:, :, :, step % self.row_length : step + 1 : self.row_length]
+    def met(self, memory: Tensor, place: Place) -> tuple[Tensor, Tensor | None]:
+        rows = memory.unflatten(3, (-1, self.row_length))
+        column = rows.index_select(4, place.step % self.row_length)[:, :, :, :, 0]
+        return column, _up_to(place.step // self.row_length, column.shape[3])
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         batch_size, _, length, _ = q.shape
@@ -172,9 +196,9 @@ class PreviousRow(_InRows):
     def first(self, step: int) -> int:
         return max(0, step - step % self.row_length - self.row_length)
 
-    def met(self, kept: Tensor, step: int) -> Tensor:
-        before = (step // self.row_length - 1) % 2 * self.row_length
-        return kept[:, :, :, before : before + self.row_length]
+    def met(self, memory: Tensor, place: Place) -> tuple[Tensor, Tensor | None]:
+        rows = memory.unflatten(3, (2, self.row_length))
+        return rows.index_select(3, (place.step // self.row_length + 1) % 2)[:, :, :, 0], None
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         batch_size, _, length, _ = q.shape
@@ -190,24 +214,32 @@ class RowEnds(Reach):
     def __init__(self, row_length: int, num_rows: int):
         self.row_length, self.num_rows = _checked(row_length), _checked(num_rows)
 
-    def empty(self, like: Tensor, batch_size: int, num_heads: int, length: int, head_dim: int) -> Memory:
+    def empty(self, like: Tensor, batch_size: int, num_heads: int, length: int, head_dim: int) -> Tensor:
         del length
-        return 0, like.new_zeros(2, batch_size, num_heads, self.num_rows, head_dim)
+        return like.new_zeros(2, batch_size, num_heads, self.num_rows + 1, head_dim)  # the last is met by none
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         batch_size, num_heads, length, head_dim = q.shape
-        return self.go_on(q, k, v, self.empty(q, batch_size, num_heads, length, head_dim))[0]
+        return self._several(q, k, v, self.empty(q, batch_size, num_heads, length, head_dim), 0)
 
-    def go_on(self, q: Tensor, k: Tensor, v: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
-        start, kept = memory
-        end, until_end = start + q.shape[2], self.row_length - 1 - start % self.row_length
-        ends = torch.stack([k, v])[:, :, :, until_end :: self.row_length]
+    def _one(self, q: Tensor, k: Tensor, v: Tensor, memory: Tensor, place: Place) -> Tensor:
+        row = place.step // self.row_length  # its end so far is the step, met only once it is the end
+        memory.index_copy_(3, (1 + row).clamp(max=self.num_rows), torch.stack([k, v]))
+        k, v = memory[:, :, :, :-1]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=self._met(place.step))
+
+    def _several(self, q: Tensor, k: Tensor, v: Tensor, memory: Tensor, start: int) -> Tensor:
+        ends = torch.stack([k, v])[:, :, :, self.row_length - 1 - start % self.row_length :: self.row_length]
         slot = 1 + start // self.row_length  # after the zero
-        kept = torch.cat([kept[:, :, :, :slot], ends, kept[:, :, :, slot + ends.shape[3] :]], 3)
-        kept = kept[:, :, :, : self.num_rows]
-        k, v = kept[:, :, :, : 1 + end // self.row_length]
-        met = torch.arange(k.shape[2], device=q.device) * self.row_length <= _steps(start, end, q)[:, None] + 1
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=met), (end, kept)
+        whole = torch.cat([memory[:, :, :, :slot], ends], 3)[:, :, :, : self.num_rows]
+        memory[:, :, :, : whole.shape[3]] = whole
+        k, v = whole
+        met = self._met(_steps(start, start + q.shape[2], q))[:, : k.shape[2]]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=met)
+
+    def _met(self, steps: Tensor) -> Tensor:
+        """Which of the zero and the rows' ends each of the steps [T] meets: [T, R]."""
+        return torch.arange(self.num_rows, device=steps.device) * self.row_length <= steps[:, None] + 1
 
 
 class Beginning(Reach):
@@ -216,22 +248,25 @@ class Beginning(Reach):
     def __init__(self, length: int):
         self.length = _checked(length)
 
-    def empty(self, like: Tensor, batch_size: int, num_heads: int, length: int, head_dim: int) -> Memory:
+    def empty(self, like: Tensor, batch_size: int, num_heads: int, length: int, head_dim: int) -> Tensor:
         del length
-        return 0, like.new_empty(2, batch_size, num_heads, 0, head_dim)
+        return like.new_zeros(2, batch_size, num_heads, self.length + 1, head_dim)  # the last is met by none
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         batch_size, num_heads, length, head_dim = q.shape
-        return self.go_on(q, k, v, self.empty(q, batch_size, num_heads, length, head_dim))[0]
+        return self._several(q, k, v, self.empty(q, batch_size, num_heads, length, head_dim), 0)
 
-    def go_on(self, q: Tensor, k: Tensor, v: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
-        start, kept = memory
-        end = start + q.shape[2]
-        if start < self.length:
-            kept = torch.cat([kept, torch.stack([k, v])[:, :, :, : self.length - start]], 3)
-        k, v = kept
-        met = torch.arange(kept.shape[3], device=q.device) <= _steps(start, end, q)[:, None]
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=met), (end, kept)
+    def _one(self, q: Tensor, k: Tensor, v: Tensor, memory: Tensor, place: Place) -> Tensor:
+        memory.index_copy_(3, place.step.clamp(max=self.length), torch.stack([k, v]))
+        k, v = memory[:, :, :, :-1]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=_up_to(place.step, self.length))
+
+    def _several(self, q: Tensor, k: Tensor, v: Tensor, memory: Tensor, start: int) -> Tensor:
+        whole = torch.cat([memory[:, :, :, : min(start, self.length)], torch.stack([k, v])], 3)[:, :, :, : self.length]
+        memory[:, :, :, : whole.shape[3]] = whole
+        k, v = whole
+        met = torch.arange(k.shape[2], device=q.device) <= _steps(start, start + q.shape[2], q)[:, None]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=met)
 
 
 def _checked(length: int) -> int:
@@ -242,6 +277,11 @@ def _checked(length: int) -> int:
 
 def _steps(start: int, end: int, like: Tensor) -> Tensor:
     return torch.arange(start, end, device=like.device)
+
+
+def _up_to(step: Tensor, count: int) -> Tensor:
+    """Which of the steps 0 to `count` - 1 are not after the `step` [1]: [1, count]."""
+    return (torch.arange(count, device=step.device) <= step)[None]
 
 
 def _rows(x: Tensor, row_length: int) -> Tensor:

@@ -1,7 +1,7 @@
 """A pre-norm transformer whose sequence mixer is a part to choose.
 
 A mixer maps [B, T, D] to [B, T, D] and threads a state: None while training, and while sampling a value that holds
-what it must remember of the past, preallocated for the longest sequence.
+what it must remember of the past, preallocated for the longest sequence and written in place.
 """
 
 from abc import ABC, abstractmethod
@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from jukebox_lite.errors import InputError
 from jukebox_lite.nn.dense import Linear
-from jukebox_lite.nn.reach import Column, LastSteps, Past, PreviousRow, Reach, Row
+from jukebox_lite.nn.reach import At, Column, LastSteps, Past, PreviousRow, Reach, Row, steps_at
 
 State = Any  # each mixer's own
 
@@ -29,8 +29,8 @@ class Mixer(nn.Module, ABC):
         """Nothing remembered yet, with room for `length` steps."""
 
     @abstractmethod
-    def forward(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:
-        """[B, T, D] -> [B, T, D]; with a state, `x` goes on from what the state has seen."""
+    def forward(self, x: Tensor, state: State = None, at: At = 0) -> tuple[Tensor, State]:
+        """[B, T, D] -> [B, T, D]; with a state, `x` goes on at `at`, after all that the state has seen."""
 
 
 class Rotary(nn.Module):
@@ -46,9 +46,10 @@ class Rotary(nn.Module):
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
 
-    def forward(self, x: Tensor, start: int) -> Tensor:
-        """[B, H, T, D] at steps start, start + 1, ... -> the same, rotated."""
-        cos, sin = self.cos[start : start + x.shape[2]], self.sin[start : start + x.shape[2]]
+    def forward(self, x: Tensor, at: At) -> Tensor:
+        """[B, H, T, D] at steps at, at + 1, ... -> the same, rotated."""
+        steps = steps_at(at, x.shape[2])
+        cos, sin = self.cos[steps], self.sin[steps]
         a, b = x.chunk(2, dim=-1)
         return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
@@ -60,18 +61,18 @@ class AttentionHeads(nn.Module):
         super().__init__()
         if dim % (2 * num_heads):
             raise InputError(f"prior.dim={dim}: give a multiple of {2 * num_heads}, an even width for each head")
-        self.num_heads = num_heads
+        self.num_heads, self.head_dim = num_heads, dim // num_heads
         self.qkv = Linear(dim, 3 * dim, bias=False)
         self.out = Linear(dim, dim, bias=False)
-        self.query_norm, self.key_norm = nn.RMSNorm(dim // num_heads), nn.RMSNorm(dim // num_heads)
-        self.rotary = Rotary(dim // num_heads, max_length)
+        self.query_norm, self.key_norm = nn.RMSNorm(self.head_dim), nn.RMSNorm(self.head_dim)
+        self.rotary = Rotary(self.head_dim, max_length)
         nn.init.zeros_(self.out.weight)
 
-    def split(self, x: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, T, D] at steps start, start + 1, ... -> queries, keys and values [B, H, T, D / H]."""
+    def split(self, x: Tensor, at: At) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, T, D] at steps at, at + 1, ... -> queries, keys and values [B, H, T, D / H]."""
         q, k, v = rearrange(self.qkv(x), "b t (three h d) -> three b h t d", three=3, h=self.num_heads)
         q, k = self.query_norm(q.float()), self.key_norm(k.float())  # norms in full precision under autocast
-        return self.rotary(q, start).to(v.dtype), self.rotary(k, start).to(v.dtype), v
+        return self.rotary(q, at).to(v.dtype), self.rotary(k, at).to(v.dtype), v
 
     def merge(self, y: Tensor) -> Tensor:
         """[B, H, T, D / H] -> [B, T, D]"""
@@ -86,13 +87,12 @@ class Attention(Mixer):
         self.heads, self.reach = AttentionHeads(dim, num_heads, max_length), reach
 
     def empty_state(self, batch_size: int, length: int) -> State:
-        weight, num_heads = self.heads.qkv.weight, self.heads.num_heads
-        return self.reach.empty(weight, batch_size, num_heads, length, weight.shape[1] // num_heads)
+        like, heads = self.heads.query_norm.weight, self.heads
+        return self.reach.empty(like, batch_size, heads.num_heads, length, heads.head_dim)
 
-    def forward(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:
-        if state is None:
-            return self.heads.merge(self.reach.attend(*self.heads.split(x, 0))), None
-        y, state = self.reach.go_on(*self.heads.split(x, state[0]), state)
+    def forward(self, x: Tensor, state: State = None, at: At = 0) -> tuple[Tensor, State]:
+        q, k, v = self.heads.split(x, at)
+        y = self.reach.attend(q, k, v) if state is None else self.reach.go_on(q, k, v, state, at)
         return self.heads.merge(y), state
 
 
@@ -146,8 +146,8 @@ class Block(nn.Module):
         self.mixer_norm, self.feed_forward_norm = nn.RMSNorm(dim), nn.RMSNorm(dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:
-        y, state = self.mixer(self.mixer_norm(x), state)
+    def forward(self, x: Tensor, state: State = None, at: At = 0) -> tuple[Tensor, State]:
+        y, state = self.mixer(self.mixer_norm(x), state, at)
         x = x + self.dropout(y)
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x))), state
 
@@ -181,13 +181,13 @@ class Transformer(nn.Module):
         mixers = (module for module in self.blocks.modules() if isinstance(module, Mixer))
         return [mixer.empty_state(batch_size, length) for mixer in mixers]
 
-    def forward(self, x: Tensor, states: list[State] | None = None) -> tuple[Tensor, list[State]]:
-        """[B, T, D] -> [B, T, D]; with states, `x` goes on from what they have seen."""
+    def forward(self, x: Tensor, states: list[State] | None = None, at: At = 0) -> tuple[Tensor, list[State]]:
+        """[B, T, D] -> [B, T, D]; with states, `x` goes on at `at`, after all that they have seen."""
         after = []
         for block, state in zip(self.blocks, states or [None] * len(self.blocks), strict=True):
             if self.checkpointing and state is None:  # a state is written to, which cannot be done twice
                 x, state = checkpoint(block, x, use_reentrant=False)  # dropout draws the same again
             else:
-                x, state = block(x, state)
+                x, state = block(x, state, at)
             after.append(state)
         return self.norm(x), after

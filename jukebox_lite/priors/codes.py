@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from jukebox_lite.nn.dense import Linear, linear
+
 NO_CODE = -1  # where a codebook has nothing to say
 EMBEDDING_SCALE = 0.02  # standard deviation of every embedding at the start
 
@@ -53,7 +55,7 @@ class CodeHead(nn.Module):
 
     def __init__(self, dim: int, num_codes: int, vectors: CodeVectors | None):
         super().__init__()
-        self.table = nn.Linear(dim, num_codes, bias=False)
+        self.table = Linear(dim, num_codes, bias=False)
         nn.init.zeros_(self.table.weight)
         self.vectors = vectors
         if vectors is not None:
@@ -63,7 +65,7 @@ class CodeHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         logits = self.table(x)
-        return logits if self.vectors is None else logits + F.linear(self.point(x), self.vectors.features.to(x.dtype))
+        return logits if self.vectors is None else logits + linear(self.point(x), self.vectors.features.to(x.dtype))
 
 
 def code_vectors(vectors: Tensor | None, num_codebooks: int) -> list[CodeVectors | None]:

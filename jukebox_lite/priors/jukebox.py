@@ -16,11 +16,11 @@ from jukebox_lite.errors import InputError
 from jukebox_lite.levels import Facts, Window
 from jukebox_lite.nn.conv import ConvStack, ResidualStack, TransposedConv, conv
 from jukebox_lite.nn.dense import Linear, linear
-from jukebox_lite.nn.reach import Reach
+from jukebox_lite.nn.reach import At, Place, Reach, steps_at
 from jukebox_lite.nn.transformer import Mixer, State
-from jukebox_lite.priors.autoregressive import draw
-from jukebox_lite.priors.base import Loss, Prior, Sampler
+from jukebox_lite.priors.base import Loss, Sampler
 from jukebox_lite.priors.conditioning import Conditioner, Conditioning, condition
+from jukebox_lite.priors.stepwise import Stepwise
 
 _STEEPNESS = 1.702  # x * sigmoid(1.702 x) is near a GELU (Hendrycks & Gimpel 2016, section 2)
 
@@ -30,16 +30,15 @@ class JukeboxAttention(Mixer):
 
     def __init__(self, dim: int, inner_dim: int, num_heads: int, reach: Reach):
         super().__init__()
-        self.num_heads, self.reach = num_heads, reach
+        self.num_heads, self.head_dim, self.reach = num_heads, inner_dim // num_heads, reach
         self.qkv, self.out = Linear(dim, 3 * inner_dim), Linear(inner_dim, dim)
 
     def empty_state(self, batch_size: int, length: int) -> State:
-        weight = self.out.weight
-        return self.reach.empty(weight, batch_size, self.num_heads, length, weight.shape[1] // self.num_heads)
+        return self.reach.empty(self.out.bias, batch_size, self.num_heads, length, self.head_dim)
 
-    def forward(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:
+    def forward(self, x: Tensor, state: State = None, at: At = 0) -> tuple[Tensor, State]:
         q, k, v = rearrange(self.qkv(x), "b t (three h e) -> three b h t e", three=3, h=self.num_heads)
-        y, state = (self.reach.attend(q, k, v), None) if state is None else self.reach.go_on(q, k, v, state)
+        y = self.reach.attend(q, k, v) if state is None else self.reach.go_on(q, k, v, state, at)
         return self.out(rearrange(y, "b h t e -> b t (h e)")), state
 
 
@@ -56,8 +55,9 @@ class CrossAttention(nn.Module):
         """The state for a memory [B, S, D]."""
         return rearrange(self.key_value(memory), "b s (two h e) -> two b h s e", two=2, h=self.num_heads)
 
-    def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+    def forward(self, x: Tensor, state: State, at: At = 0) -> tuple[Tensor, State]:
         """[B, T, D] -> [B, T, D]"""
+        del at  # every step meets the whole memory
         q = rearrange(self.query(x), "b t (h e) -> b h t e", h=self.num_heads)
         k, v = state
         y = F.scaled_dot_product_attention(q, k, v)
@@ -73,8 +73,8 @@ class JukeboxBlock(nn.Module):
         self.mixer_norm, self.feed_forward_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.widen, self.narrow = Linear(dim, hidden_dim), Linear(hidden_dim, dim)
 
-    def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        y, state = self.mixer(self.mixer_norm(x), state)
+    def forward(self, x: Tensor, state: State, at: At = 0) -> tuple[Tensor, State]:
+        y, state = self.mixer(self.mixer_norm(x), state, at)
         hidden = self.widen(self.feed_forward_norm(x + y))
         z = self.narrow(F.silu(_STEEPNESS * hidden) / _STEEPNESS)
         return torch.add(x, y + z, alpha=self.scale), state
@@ -89,16 +89,16 @@ class JukeboxTransformer(nn.Module):
         self.positions = nn.Parameter(torch.zeros(max_length, dim))
         self.blocks = nn.ModuleList(blocks)
 
-    def inputs(self, past: Tensor, start: Tensor, aligned: Tensor | None, first: int = 0) -> Tensor:
-        """What predicts steps `first`, first + 1, ... [B, T, D], from the tokens before them [B, T].
+    def inputs(self, past: Tensor, start: Tensor, aligned: Tensor | None, at: At = 0) -> Tensor:
+        """What predicts the steps after each of the tokens `past` [B, T], in a place or from the beginning: [B, T, D].
 
-        Step 0 is predicted from `start` [B, D], so at `first` 0 there is one more input than tokens. Each is told the
-        position and the condition (`aligned` [B, S, D], of all steps) of the step predicted.
+        Step 0 is predicted from `start` [B, D], so from the beginning there is one more input than tokens. Each is told
+        the position and the condition (`aligned` [B, S, D], of all steps) of the step predicted.
         """
         x = self.embedding(past)
-        if first == 0:
+        if not isinstance(at, Place):
             x = torch.cat([start[:, None], x], 1)
-        steps = slice(first, first + x.shape[1])
+        steps = steps_at(at, x.shape[1])
         x = x + self.positions[steps]
         return x if aligned is None else x + aligned[:, steps]
 
@@ -114,11 +114,11 @@ class JukeboxTransformer(nn.Module):
                 states.append(room and block.mixer.empty_state(*room))
         return states
 
-    def forward(self, x: Tensor, states: list[State]) -> tuple[Tensor, list[State]]:
-        """[B, T, D] -> [B, T, D]; goes on from what the states have seen."""
+    def forward(self, x: Tensor, states: list[State], at: At = 0) -> tuple[Tensor, list[State]]:
+        """[B, T, D] -> [B, T, D]; goes on at `at`, after all that the states have seen."""
         after = []
         for block, state in zip(self.blocks, states, strict=True):
-            x, state = block(x, state)
+            x, state = block(x, state, at)
             after.append(state)
         return x, after
 
@@ -223,7 +223,7 @@ class LyricEncoder(nn.Module):
         return self.norm(self.project(self.transformer(x, self.transformer.states(None))[0]))
 
 
-class JukeboxPrior(Prior):
+class JukeboxPrior(Stepwise):
     """A prior of Jukebox: top or upsampler, with or without labels and lyrics.
 
     Beside a window's codes its labels are read: "artist" and "genre", the times, and "lyrics" [B, S], tokens of the
@@ -288,19 +288,19 @@ class JukeboxPrior(Prior):
             raise InputError(f"guidance={sampler.guidance:g}: Jukebox's priors never learnt without labels; give 1")
         batch_size, _, length = noise.shape
         before = self.prefix.num_tokens
-        conditioning, memory = self._condition(window, batch_size, length)
+        known, memory = self._condition(window, batch_size, length)
         stream = self._stream(window, batch_size, noise.device)
-        done = stream.shape[1]
-        stream = F.pad(stream, (0, before + length - done))
-        states = self.transformer.states(memory, (batch_size, before + length))
-        x = self._inputs(stream[:, :done], conditioning, 0)
-        for step in range(done, before + length):
-            y, states = self.transformer(x, states)
-            logits = self._logits(y[:, -1:], conditioning, step)[:, 0]
-            stream[:, step] = draw(logits, sampler, noise[:, 0, step - before])
-            if step + 1 < before + length:
-                x = self._inputs(stream[:, step : step + 1], conditioning, step + 1)
+        wanted = torch.arange(before + length) >= stream.shape[1]
+        if wanted.any():
+            stream, noise = F.pad(stream, (0, before + length - stream.shape[1])), F.pad(noise, (before, 0))
+            states = self.transformer.states(memory, (batch_size, before + length))
+            self.fill(stream[:, None], wanted[None], noise, known, states, sampler)
         return (stream[:, None, before:] - self.prefix.vocab_size).clamp(min=0)
+
+    def predict(self, past: Tensor, known: Conditioning, states: list[State], at: At) -> Tensor:
+        y, _ = self.transformer(self._inputs(past[:, 0], known, at), states, at)
+        last = at if isinstance(at, Place) else y.shape[1] - 1
+        return self._logits(y[:, -1:], known, last)
 
     def _nats(self, logits: Tensor, window: Window) -> Tensor:
         """Of every code [B, 1, T], from the logits of the whole stream."""
@@ -312,8 +312,8 @@ class JukeboxPrior(Prior):
         codes = window.codes[self.facts.level.name]
         stream = self._stream(window, len(codes), codes.device)
         conditioning, memory = self._condition(window, len(codes), codes.shape[-1])
-        x = self._inputs(stream[:, :-1], conditioning, 0)
-        return self._logits(self.transformer(x, self.transformer.states(memory))[0], conditioning, 0), memory
+        x = self._inputs(stream[:, :-1], conditioning)
+        return self._logits(self.transformer(x, self.transformer.states(memory))[0], conditioning), memory
 
     def _stream(self, window: Window, batch_size: int, device: torch.device) -> Tensor:
         """The tokens that the window gives, as the transformer sees them [B, T]."""
@@ -337,16 +337,16 @@ class JukeboxPrior(Prior):
         lyrics = self._lyrics(window, batch_size, self.transformer.positions.device)
         return Conditioning(aligned, start), None if self.encoder is None else self.encoder(lyrics)
 
-    def _inputs(self, past: Tensor, conditioning: Conditioning, first: int) -> Tensor:
+    def _inputs(self, past: Tensor, conditioning: Conditioning, at: At = 0) -> Tensor:
         assert conditioning.start is not None
-        return self.transformer.inputs(past, conditioning.start, conditioning.aligned, first)
+        return self.transformer.inputs(past, conditioning.start, conditioning.aligned, at)
 
-    def _logits(self, x: Tensor, conditioning: Conditioning, first: int) -> Tensor:
-        """Of steps `first`, first + 1, ...: [B, T, D] -> [B, T, V]."""
+    def _logits(self, x: Tensor, conditioning: Conditioning, at: At = 0) -> Tensor:
+        """Of the steps from `at` on: [B, T, D] -> [B, T, V]."""
         if self.head is not None:
             return self.head(x)
         if conditioning.aligned is not None:
-            x = x + conditioning.aligned[:, first : first + x.shape[1]]
+            x = x + conditioning.aligned[:, steps_at(at, x.shape[1])]
         return linear(x, self.transformer.embedding.weight)
 
 

@@ -1,0 +1,52 @@
+"""Linear maps whose weights are kept in fewer bits, for sampling: a step reads every weight, and does little else."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from jukebox_lite.errors import InputError
+
+
+class BFloat16Linear(nn.Module):
+    """[..., D] -> [..., D'] by a weight, and of inputs, in bfloat16; gives what type it is given."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.weight, self.bias = nn.Buffer(linear.weight.detach().bfloat16()), linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.linear(x.bfloat16(), self.weight).to(x.dtype)
+        return y if self.bias is None else y + self.bias
+
+
+class Int8Linear(nn.Module):
+    """[..., D] -> [..., D'] by a weight in 8 bits, a scale for each row, and of inputs in bfloat16.
+
+    The weight alone is rounded, each row to 127 steps of its largest number to either side; torch's kernel multiplies.
+    """
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        weight = linear.weight.detach().float()
+        scale = (weight.abs().amax(1, keepdim=True).clamp(min=1e-12) / 127).bfloat16()  # as the kernel takes it
+        self.weight = nn.Buffer((weight / scale.float()).round().clamp(-127, 127).to(torch.int8))
+        self.scale, self.bias = nn.Buffer(scale[:, 0]), linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch._weight_int8pack_mm(x.bfloat16().reshape(-1, x.shape[-1]), self.weight, self.scale)
+        y = y.to(x.dtype).reshape(*x.shape[:-1], -1)
+        return y if self.bias is None else y + self.bias
+
+
+_KINDS: dict[str, type[nn.Module] | None] = {"fp32": None, "bf16": BFloat16Linear, "int8": Int8Linear}
+
+
+def narrow(model: nn.Module, precision: str) -> None:
+    """Makes the model's linear maps "bf16" or "int8", or leaves them "fp32"; all else stays as it is."""
+    if precision not in _KINDS:
+        raise InputError(f"precision={precision}: expected one of {', '.join(_KINDS)}")
+    kind = _KINDS[precision]
+    for module in list(model.modules()) if kind else []:
+        for name, child in module.named_children():
+            if isinstance(child, nn.Linear):
+                setattr(module, name, kind(child))
