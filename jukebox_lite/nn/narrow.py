@@ -1,21 +1,21 @@
 """Linear maps whose weights are kept in fewer bits, for sampling: a step reads every weight, and does little else."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jukebox_lite.errors import InputError
+from jukebox_lite.nn.dense import is_a_compiled_vector, linear
 
 
 class BFloat16Linear(nn.Module):
     """[..., D] -> [..., D'] by a weight, and of inputs, in bfloat16; gives what type it is given."""
 
-    def __init__(self, linear: nn.Linear):
+    def __init__(self, layer: nn.Linear):
         super().__init__()
-        self.weight, self.bias = nn.Buffer(linear.weight.detach().bfloat16()), linear.bias
+        self.weight, self.bias = nn.Buffer(layer.weight.detach().bfloat16()), layer.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.linear(x.bfloat16(), self.weight).to(x.dtype)
+        y = linear(x.bfloat16(), self.weight).to(x.dtype)
         return y if self.bias is None else y + self.bias
 
 
@@ -25,15 +25,19 @@ class Int8Linear(nn.Module):
     The weight alone is rounded, each row to 127 steps of its largest number to either side; torch's kernel multiplies.
     """
 
-    def __init__(self, linear: nn.Linear):
+    def __init__(self, layer: nn.Linear):
         super().__init__()
-        weight = linear.weight.detach().float()
+        weight = layer.weight.detach().float()
         scale = (weight.abs().amax(1, keepdim=True).clamp(min=1e-12) / 127).bfloat16()  # as the kernel takes it
         self.weight = nn.Buffer((weight / scale.float()).round().clamp(-127, 127).to(torch.int8))
-        self.scale, self.bias = nn.Buffer(scale[:, 0]), linear.bias
+        self.scale, self.bias = nn.Buffer(scale[:, 0]), layer.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        y = torch._weight_int8pack_mm(x.bfloat16().reshape(-1, x.shape[-1]), self.weight, self.scale)
+        rows = x.bfloat16().reshape(-1, x.shape[-1])
+        if is_a_compiled_vector(x):
+            y = ((rows.float() * self.weight.float()).sum(-1) * self.scale.float()).bfloat16()
+        else:
+            y = torch._weight_int8pack_mm(rows, self.weight, self.scale)
         y = y.to(x.dtype).reshape(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
 
