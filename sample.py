@@ -21,6 +21,7 @@ from jukebox_lite.generation.report import Section, write_comparison
 from jukebox_lite.generation.songs import encode_given, read_codes, real_section, steps_for, write_songs
 from jukebox_lite.levels import Codes
 from jukebox_lite.priors.base import Prior
+from jukebox_lite.priors.stepwise import for_sampling
 from jukebox_lite.training.load import load_prior
 
 
@@ -44,6 +45,7 @@ def sample(cfg: DictConfig, folder: Path) -> Path:
     if (folder / "provenance.json").exists():
         raise InputError(f"name={cfg.name}: {folder} is a training run; give another name")
     priors, codec, fingerprint = load(cfg.priors)
+    priors = [for_sampling(prior, cfg.precision, cfg.compile) for prior in priors]
     beside = [real_section(codec, Path(cfg.beside), cfg.seconds)] if cfg.beside else []
     labels = {str(name): values_of(values) for name, values in cfg.labels.items()}
     took: dict[str, float] = {}

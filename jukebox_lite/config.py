@@ -97,6 +97,8 @@ class SampleConfig:
     labels: dict
     given: GivenConfig
     sampler: dict
+    precision: str
+    compile: bool
     overlap: float | dict[str, float]
     total_seconds: float | None
     beside: str | None

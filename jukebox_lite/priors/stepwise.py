@@ -32,7 +32,13 @@ class Stepwise(Prior):
         """
 
     def fill(
-        self, sequence: Tensor, wanted: Tensor, noise: Tensor, known: Conditioning, states: list[State], sampler: Sampler
+        self,
+        sequence: Tensor,
+        wanted: Tensor,
+        noise: Tensor,
+        known: Conditioning,
+        states: list[State],
+        sampler: Sampler,
     ) -> None:
         """Writes into `sequence` [B, K, S] the codes that are `wanted` [K, S], drawn with `noise` [B, K, S].
 
@@ -73,7 +79,9 @@ def for_sampling(prior: Prior, precision: str = "fp32", compiled: bool = False) 
     if compiled:
         compiler = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
         if not shutil.which(compiler):
-            raise InputError(f"compile=true: no C++ compiler {compiler} is found: install it, set CXX, or compile=false")
+            raise InputError(
+                f"compile=true: no C++ compiler {compiler} is found: install it, set CXX, or compile=false"
+            )
         assert isinstance(prior, Stepwise)
         options: dict = {"guard_filter_fn": _of_arguments}
         prior.step = torch.compile(prior.step, fullgraph=True, isolate_recompiles=True, options=options)
@@ -127,9 +135,7 @@ def _copies(codes: Tensor, sampler: Sampler) -> Tensor:
     return codes if sampler.guidance == 1 else codes.repeat(2, 1, 1)
 
 
-def _write(
-    sequence: Tensor, wanted: Tensor, noise: Tensor, logits: Tensor, sampler: Sampler, position: Tensor
-) -> None:
+def _write(sequence: Tensor, wanted: Tensor, noise: Tensor, logits: Tensor, sampler: Sampler, position: Tensor) -> None:
     """Draws from the logits [B, K, V] of a `position` [1] and writes what is wanted there."""
     drawn = draw(guided(logits, sampler.guidance), sampler, noise.index_select(2, position)[..., 0])
     there = torch.where(wanted.index_select(1, position), drawn[..., None], sequence.index_select(2, position))
