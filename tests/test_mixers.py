@@ -37,7 +37,7 @@ REACHES = {  # and whether a step, the second, meets another, the first
 
 
 def places(pieces: list[int], room: int, parts: Sequence[Tensor]) -> Iterator[tuple[At, Tensor]]:
-    """Where each part begins, and the part; single steps, but for the first part, as the graph of one step takes them."""
+    """Where each part begins, and the part; a single step, but for the first, as the graph of one step takes it."""
     for start, count, part in zip(accumulate(pieces, initial=0), pieces, parts, strict=False):
         yield Place(torch.tensor([start]), min(start + 2, room)) if count == 1 and start else start, part
 

@@ -37,20 +37,21 @@ class Int8Linear(nn.Module):
         if is_a_compiled_vector(x):
             y = ((rows.float() * self.weight.float()).sum(-1) * self.scale.float()).bfloat16()
         else:
-            y = torch._weight_int8pack_mm(rows, self.weight, self.scale)
+            y = torch.ops.aten._weight_int8pack_mm(rows, self.weight, self.scale)
         y = y.to(x.dtype).reshape(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
 
 
-_KINDS: dict[str, type[nn.Module] | None] = {"fp32": None, "bf16": BFloat16Linear, "int8": Int8Linear}
+_KINDS = {"bf16": BFloat16Linear, "int8": Int8Linear}
 
 
 def narrow(model: nn.Module, precision: str) -> None:
     """Makes the model's linear maps "bf16" or "int8", or leaves them "fp32"; all else stays as it is."""
+    if precision == "fp32":
+        return
     if precision not in _KINDS:
-        raise InputError(f"precision={precision}: expected one of {', '.join(_KINDS)}")
-    kind = _KINDS[precision]
-    for module in list(model.modules()) if kind else []:
+        raise InputError(f"precision={precision}: expected one of fp32, {', '.join(_KINDS)}")
+    for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.Linear):
-                setattr(module, name, kind(child))
+                setattr(module, name, _KINDS[precision](child))

@@ -83,7 +83,7 @@ def for_sampling(prior: Prior, precision: str = "fp32", compiled: bool = False) 
                 f"compile=true: no C++ compiler {compiler} is found: install it, set CXX, or compile=false"
             )
         assert isinstance(prior, Stepwise)
-        options: dict = {"guard_filter_fn": _of_arguments}
+        options: Any = {"guard_filter_fn": _of_arguments}
         prior.step = torch.compile(prior.step, fullgraph=True, isolate_recompiles=True, options=options)
     return prior
 
@@ -131,7 +131,7 @@ def _invert(probabilities: Tensor, noise: Tensor) -> Tensor:
 
 
 def _copies(codes: Tensor, sampler: Sampler) -> Tensor:
-    """[B, K, S] -> the same, or with guidance [2 B, K, S]: of the songs told their labels, and of those that are not."""
+    """[B, K, S] -> the same, or with guidance [2 B, K, S]: for songs told their labels, and for those that are not."""
     return codes if sampler.guidance == 1 else codes.repeat(2, 1, 1)
 
 
