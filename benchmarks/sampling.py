@@ -1,4 +1,4 @@
-"""Codes a second, of ours at each precision and compiled, beside transformers' JukeboxPrior. `python -m benchmarks.sampling`
+"""Codes a second at each precision, beside transformers' JukeboxPrior. `python -m benchmarks.sampling`
 
     python -m pip install --target DIR transformers==4.46.3 && PYTHONPATH=DIR python -m benchmarks.sampling
 
@@ -82,7 +82,7 @@ class OurSide(Side):
 
     def __init__(self, folder: Path, kind: str, precision: str, compiled: bool):
         super().__init__(folder)
-        self.priors = {size: for_sampling(prior(folder, kind), precision, compiled) for size in BATCH_SIZES}
+        self.priors = {size: for_sampling(load(folder, kind), precision, compiled) for size in BATCH_SIZES}
         if compiled:
             began = time.perf_counter()
             for size in BATCH_SIZES:
@@ -91,16 +91,17 @@ class OurSide(Side):
 
     def draw(self, batch_size: int, given: int, count: int) -> Tensor:
         noise = torch.rand(batch_size, 1, given + count, generator=torch.Generator().manual_seed(0))
-        window = Window({"level_2": torch.zeros(batch_size, 1, given, dtype=torch.int64)} if given else {})
-        return self.priors[batch_size].sample(window, Sampler(), noise)[:, 0]
+        prior = self.priors[batch_size]
+        before = torch.zeros(batch_size, 1, given, dtype=torch.int64)
+        return prior.sample(Window({prior.facts.level.name: before}), Sampler(), noise)[:, 0]
 
 
-def prior(folder: Path, kind: str) -> JukeboxPrior | AutoregressivePrior:
+def load(folder: Path, kind: str) -> JukeboxPrior | AutoregressivePrior:
     """A prior of ours of that kind, with the weights of the folder or, causal, with random ones."""
     if kind == "jukebox":
         return openai.prior(load_file(folder / "weights.safetensors"), SHAPE).eval()
     torch.manual_seed(0)
-    facts = Facts(Level("level_2", VOCAB_SIZE, 1, None))
+    facts = Facts(Level("top", VOCAB_SIZE, 1, None))
     model = AutoregressivePrior(256, SHAPE["prior_depth"], SHAPE["heads"], LENGTH, CausalAttention, facts, {}).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
@@ -127,11 +128,11 @@ def bandwidth() -> float:
 @torch.no_grad()
 def cost(folder: Path, kind: str, precision: str, length: int = 512) -> float:
     """Nats per code that the precision loses on a song of full precision."""
-    whole = prior(folder, kind)
+    whole = load(folder, kind)
     codes = whole.sample(Window({}), Sampler(), torch.rand(1, 1, length, generator=torch.Generator().manual_seed(0)))
     narrow = for_sampling(whole, precision)
     assert isinstance(narrow, JukeboxPrior | AutoregressivePrior)
-    p, q = (each.logits(Window({"level_2": codes})).double().log_softmax(-1) for each in (whole, narrow))
+    p, q = (each.logits(Window({whole.facts.level.name: codes})).double().log_softmax(-1) for each in (whole, narrow))
     return float((p.exp() * (p - q)).sum(-1).mean())
 
 
@@ -179,7 +180,7 @@ def main() -> None:
             kind, precision, _ = side
             own = [speeds[title(*side), *column] for column in columns]
             ratios = [speed / speeds["theirs", *column] for speed, column in zip(own, columns, strict=True)]
-            narrow = for_sampling(prior(folder, kind), precision)
+            narrow = for_sampling(load(folder, kind), precision)
             assert isinstance(narrow, JukeboxPrior | AutoregressivePrior)
             roofline = bandwidth() / step_bytes(narrow)
             print(
