@@ -1,12 +1,12 @@
 """New music from finished runs. `python sample.py --help` tells how."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import hydra
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -17,12 +17,15 @@ from jukebox_lite.datasets.code_cache import codec_fingerprint
 from jukebox_lite.errors import InputError
 from jukebox_lite.files import write_text
 from jukebox_lite.generation.complete import complete
+from jukebox_lite.generation.filling import Cost
+from jukebox_lite.generation.journal import Journal, fingerprint_of
 from jukebox_lite.generation.report import Section, write_comparison
 from jukebox_lite.generation.songs import encode_given, read_codes, real_section, steps_for, write_songs
 from jukebox_lite.levels import Codes
 from jukebox_lite.priors.base import Prior
 from jukebox_lite.priors.stepwise import for_sampling
-from jukebox_lite.training.load import load_prior
+from jukebox_lite.progress import LINE_SECONDS
+from jukebox_lite.training.load import load_priors
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="sample")
@@ -44,41 +47,67 @@ def sample(cfg: DictConfig, folder: Path) -> Path:
     settings = OmegaConf.to_yaml(cfg, resolve=True)
     if (folder / "provenance.json").exists():
         raise InputError(f"name={cfg.name}: {folder} is a training run; give another name")
-    priors, codec, fingerprint = load(cfg.priors)
-    priors = [for_sampling(prior, cfg.precision, cfg.compile) for prior in priors]
+    if not cfg.priors:
+        raise InputError("priors=[]: expected the folder of at least one trained prior, such as priors=[runs/top]")
+    priors, codec = load_priors(*cfg.priors)
+    fingerprint = codec_fingerprint(codec)
+    given = gift(cfg.given, codec, fingerprint)
     beside = [real_section(codec, Path(cfg.beside), cfg.seconds)] if cfg.beside else []
     labels = {str(name): values_of(values) for name, values in cfg.labels.items()}
     took: dict[str, float] = {}
-    codes = complete(
-        codec,
-        priors,
-        steps_for(codec, cfg.seconds),
-        labels,
-        config.build(cfg.sampler)(codec.levels),
-        seed=cfg.seed,
-        num_songs=cfg.num_songs,
-        given=gift(cfg.given, codec, fingerprint),
-        overlap=OmegaConf.to_object(cfg.overlap) if isinstance(cfg.overlap, DictConfig) else cfg.overlap,
-        total_seconds=cfg.total_seconds,
-        on_level=took.__setitem__,
-    )
-    songs = [about(index, labels) for index in range(cfg.num_songs)]
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "config.yaml", settings)
-    return write_songs(folder, codec, codes, fingerprint, songs, settings, beside, took)
+    with Journal(folder / "journal", facts(cfg, codec, priors, given)) as journal:
+        codes = complete(
+            codec,
+            [for_sampling(prior, cfg.precision, cfg.compile) for prior in priors],
+            steps_for(codec, cfg.seconds),
+            labels,
+            config.build(cfg.sampler)(codec.levels),
+            seed=cfg.seed,
+            num_songs=cfg.num_songs,
+            given=given,
+            overlap=OmegaConf.to_object(cfg.overlap) if isinstance(cfg.overlap, DictConfig) else cfg.overlap,
+            total_seconds=cfg.total_seconds,
+            order=config.build(cfg.windows),
+            journal=journal,
+            tell=tell,
+            on_level=took.__setitem__,
+        )
+        songs = [about(index, labels) for index in range(cfg.num_songs)]
+        write_text(folder / "config.yaml", settings)
+        page = write_songs(folder, codec, codes, fingerprint, songs, settings, beside, took)
+        journal.remove()  # a kill before this line reads all codes once more, and writes the page anew
+    return page
 
 
-def load(runs: list[str]) -> tuple[list[Prior], Codec, str]:
-    """The priors of `runs` on this machine's accelerator, the codec they share, and its fingerprint."""
-    loaded = [load_prior(run) for run in runs]
-    if not loaded:
-        raise InputError("priors=[]: expected the folder of at least one trained prior, such as priors=[runs/top]")
-    fingerprints = [codec_fingerprint(codec) for _, codec in loaded]
-    for run, fingerprint in zip(runs, fingerprints, strict=True):
-        if fingerprint != fingerprints[0]:
-            raise InputError(f"priors: {runs[0]} and {run} were trained on different codecs; give priors of one codec")
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    return [prior.to(device) for prior, _ in loaded], loaded[0][1].to(device), fingerprints[0]
+def facts(cfg: DictConfig, codec: Codec, priors: Sequence[Prior], given: Codes | None) -> dict[str, Any]:
+    """All that the sampled codes follow from."""
+    told = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(told, dict)
+    settings = {str(name): value for name, value in told.items() if name not in ("name", "runs", "beside")}
+    weights = {prior.facts.level.name: fingerprint_of(prior.state_dict()) for prior in priors}
+    return settings | {
+        "fingerprints": {"codec": codec_fingerprint(codec), "given": fingerprint_of(given or {}), "priors": weights}
+    }
+
+
+def tell(costs: Mapping[str, Cost]) -> None:
+    """Prints what sampling will take, where it takes long."""
+    if (seconds := sum(cost.seconds for cost in costs.values())) < LINE_SECONDS:
+        return
+    levels = ", ".join(f"{name} {duration(cost.seconds)}" for name, cost in costs.items())
+    memory = max(cost.num_bytes for cost in costs.values())
+    lines = [f"sampling: about {duration(seconds)} ({levels}) and {memory / 2**30:.2g} GiB beside the weights"]
+    lines += [
+        f"level {name}: a kill can lose {duration(cost.stretch_seconds)}, less with a smaller windows.stretch"
+        for name, cost in costs.items()
+        if cost.stretch_seconds > LINE_SECONDS
+    ]
+    print(*lines, sep="\n", file=sys.stderr)
+
+
+def duration(seconds: float) -> str:
+    """12 s, or 0:03:20."""
+    return f"{seconds:.0f} s" if seconds < 100 else str(timedelta(seconds=round(seconds)))
 
 
 def gift(given: DictConfig, codec: Codec, fingerprint: str) -> Codes | None:

@@ -31,6 +31,7 @@ TRUSTED = (
     *ROOMS,
     "jukebox_lite.losses.",
     "jukebox_lite.datasets.",
+    "jukebox_lite.generation.windows.",
     "jukebox_lite.tasks.",
     "jukebox_lite.training.trainer.",
     "jukebox_lite.training.tracking.",
@@ -99,6 +100,7 @@ class SampleConfig:
     sampler: dict
     precision: str
     compile: bool
+    windows: dict
     overlap: float | dict[str, float]
     total_seconds: float | None
     beside: str | None

@@ -18,9 +18,9 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Write a file beside its place, bring it to the disk and move it there; a reader never sees half of it."""
     beside = path.with_name(f"{_BESIDE}{path.name}-{os.getpid()}")
     beside.write_bytes(data)
-    _sync(beside)
+    sync(beside)
     beside.replace(path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 @contextmanager
@@ -29,11 +29,11 @@ def whole(path: Path) -> Iterator[Path]:
     beside = path.with_name(f"{_BESIDE}{path.name}-{os.getpid()}")
     try:
         yield beside
-        _sync(beside)
+        sync(beside)
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 @contextmanager
@@ -45,12 +45,12 @@ def staged(folder: Path) -> Iterator[Path]:
     beside.mkdir()
     yield beside
     for path in beside.rglob("*"):
-        _sync(path)
-    _sync(beside)
+        sync(path)
+    sync(beside)
     if folder.exists():
         folder.rename(folder.with_name(f"{_BESIDE}{folder.name}-old"))
     beside.rename(folder)
-    _sync(folder.parent)
+    sync(folder.parent)
     clean(folder.parent)
 
 
@@ -67,7 +67,7 @@ def clean(folder: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Wait until a file's contents, or a folder's entries, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -17,9 +17,10 @@ from torch import Tensor
 from jukebox_lite.audio import write
 from jukebox_lite.codecs.base import Codec
 from jukebox_lite.errors import InputError
-from jukebox_lite.generation.complete import complete, samplers, windows
+from jukebox_lite.generation.complete import complete, samplers
 from jukebox_lite.generation.report import Section
 from jukebox_lite.generation.songs import encode_given, read_codes, save_codes, steps_for, write_songs
+from jukebox_lite.generation.windows import windows
 from jukebox_lite.levels import UNKNOWN, Codes, Facts, Level, Window
 from jukebox_lite.priors.base import Prior, Sampler
 
@@ -60,14 +61,14 @@ class FakePrior(Prior):
     def nats(self, window: Window) -> Tensor:
         raise NotImplementedError
 
-    def sample(self, window: Window, _sampler: Sampler, noise: Tensor) -> Tensor:
+    def sample(self, window: Window, _sampler: Sampler, noise: Tensor, stop: int | None = None) -> Tensor:
         assert noise.shape[-1] <= self.context_length and noise.min() >= 0 and noise.max() < 1
         self.asked.append(window)
         codes = self.draw(window, noise)
         if (own := window.codes.get(self.facts.level.name)) is not None:
             assert 0 < own.shape[-1] < noise.shape[-1], "a window with nothing to do, or an empty beginning"
             codes[..., : own.shape[-1]] = -1  # what is known must be kept by `complete` too
-        return codes
+        return codes[..., :stop]
 
     def draw(self, window: Window, noise: Tensor) -> Tensor:
         raise NotImplementedError

@@ -5,22 +5,23 @@ The modes of Jukebox (section 4.4) are gifts: nothing (ancestral), the first sec
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from jukebox_lite.codecs.base import Codec
 from jukebox_lite.errors import InputError
 from jukebox_lite.generation.checks import by_level, check_codes, check_guidance, check_labels, check_lengths
-from jukebox_lite.levels import Codes, Level, Window
-from jukebox_lite.nn.device import device_of
+from jukebox_lite.generation.filling import Cost, Filling, fitting, step_seconds
+from jukebox_lite.generation.journal import Journal, now
+from jukebox_lite.generation.windows import Sequential, Windows, windows
+from jukebox_lite.levels import Codes, Level
 from jukebox_lite.priors.base import Prior, Sampler
-from jukebox_lite.progress import progress
 
 _OVERLAP = 0.5  # of two neighbouring windows, where nothing else is asked
-_NOISE_CHUNK = 4096  # time steps drawn at once; another number is other music for the same seed
+_WINDOW_AFTER_WINDOW = Sequential()
 
 
 @torch.no_grad()
@@ -35,6 +36,9 @@ def complete(
     given: Codes | None = None,
     overlap: float | Mapping[str, float] = _OVERLAP,
     total_seconds: float | None = None,
+    order: Windows = _WINDOW_AFTER_WINDOW,
+    journal: Journal | None = None,
+    tell: Callable[[Mapping[str, Cost]], None] | None = None,
     on_level: Callable[[str, float], object] = lambda _name, _seconds: None,
 ) -> Codes:
     """Codes [num_songs, K, num_steps[level]] on the CPU, of every level that is complete in the end.
@@ -45,7 +49,12 @@ def complete(
     that the next one sees again. `total_seconds` is how long the priors are told the song is: by default, as long as it
     gets. `on_level` is told each level that is done, and the seconds it took.
 
-    Song i depends on (seed, i) and not on num_songs. Raises InputError where the parts do not fit together.
+    `order` says which windows are sampled side by side. With a `journal`, each stretch of a window is on the disk
+    before the next is sampled, and what an earlier process left there is not sampled again. `tell` hears what each
+    level will cost, measured on a few steps of its prior, before anything is sampled; nothing is measured without it.
+
+    Song i depends on (seed, i) and not on num_songs, nor, but for rounding, on what is sampled beside it. Raises
+    InputError where the parts do not fit together.
     """
     ordered = _coarse_to_fine(codec, priors)
     if seed < 0 or num_songs < 1:
@@ -55,48 +64,26 @@ def complete(
     check_labels(ordered, labels, num_songs)
     check_guidance(samplers, labels)
     overlaps = by_level("overlap", overlap, codec.levels)
-    spans, known = {}, {}  # settled for all levels before hours go into the first
+    step = now if journal is None else journal.step
+    fillings = []  # settled for all levels before hours go into the first
     for prior in ordered:
         name = prior.facts.level.name
-        spans[name] = list(windows(num_steps[name], prior.context_length, overlaps[name], prior.facts.ratio))
-        known[name] = _song_labels(codec, prior, labels, num_steps[name], num_songs, total_seconds)
-    for prior in ordered:
-        name = prior.facts.level.name
-        own = codes.get(name, _nothing(prior.facts.level, num_songs))
-        noise = _noise(codec, name, num_steps[name], seed, num_songs)
-        missing = [(start, end) for start, end in spans[name] if end > own.shape[-1]]
+        known = _song_labels(codec, prior, labels, num_steps[name], num_songs, total_seconds)
+        have = codes[name].shape[-1] if name in codes else 0
+        spans = windows(num_steps[name], prior.context_length, overlaps[name], prior.facts.ratio)
+        waves = order.waves([span for span in spans if span[1] > have], have, prior.facts.above is not None)
+        fillings.append(Filling(codec, prior, samplers[name], seed, known, waves, order.stretch))
+        codes[name] = _with_room(prior.facts.level, num_songs, num_steps[name], codes.get(name))
+    batch_sizes = [order.batch_size or int(step(partial(fitting, filling))) for filling in fillings]
+    if tell is not None and (journal is None or not journal.reading):
+        costs = [filling.cost(codes, size) for filling, size in zip(fillings, batch_sizes, strict=True)]
+        tell({filling.level.name: cost for filling, cost in zip(fillings, costs, strict=True) if cost.seconds})
+    for filling, batch_size in zip(fillings, batch_sizes, strict=True):
         began = time.monotonic()
-        with progress(f"sampling {name}", noise[..., own.shape[-1] :].numel(), "codes") as advance:
-            for index, (start, end) in enumerate(missing, 1):
-                window = _window(codec, prior, {**codes, name: own}, known[name], start, end)
-                sampled = _sample(prior, window, samplers[name], noise[..., start:end])
-                new = sampled[..., own.shape[-1] - start :]
-                own = torch.cat([own, new], -1)
-                advance(new.numel(), f"window {index} of {len(missing)}")
-        codes[name] = own
-        on_level(name, time.monotonic() - began)
+        filling.fill(codes, batch_size, journal)
+        on_level(filling.level.name, time.monotonic() - began)
     names = [level.name for level in codec.levels if level.name in codes]
     return {name: codes[name] for name in names if codes[name].shape[-1] == num_steps[name]}
-
-
-def windows(length: int, context_length: int, overlap: float, multiple: int = 1) -> Iterator[tuple[int, int]]:
-    """Spans (start, end) that cover `length` steps in order, each sharing `overlap` of itself with the last.
-
-    Spans begin and end on a `multiple`, so that each has a whole number of steps above it. They are as long as
-    `context_length` allows, or the one span is `length` where that is less; the last is shifted back to end at `length`
-    (Jukebox, section 4.4).
-    """
-    if length % multiple:
-        raise ValueError(f"a length of {length} steps is not a multiple of {multiple}")
-    if not 0 <= overlap < 1:
-        raise InputError(f"overlap={overlap}: windows can share from 0 to less than 1 of themselves")
-    if context_length < multiple:
-        raise InputError(f"context_length={context_length}: fewer than the {multiple} steps under one step above")
-    size = min(context_length // multiple * multiple, length)
-    hop = min(max(round(context_length * (1 - overlap) / multiple), 1) * multiple, size)
-    for start in range(0, length - size + hop, hop):
-        start = min(start, length - size)
-        yield start, start + size
 
 
 def samplers(
@@ -123,51 +110,6 @@ def samplers(
     return {name: Sampler(temperatures[name], top_ks[name], top_ps[name], guidances[name]) for name in temperatures}
 
 
-def _sample(prior: Prior, window: Window, sampler: Sampler, noise: Tensor) -> Tensor:
-    """Codes [B, K, T] of a whole window on the CPU, made wherever the prior is."""
-    device = device_of(prior)
-    codes = prior.sample(window.to(device), sampler, noise.to(device)).cpu()
-    assert codes.shape == noise.shape, f"{type(prior).__name__} gave {list(codes.shape)}, not {list(noise.shape)}"
-    return codes
-
-
-def _window(codec: Codec, prior: Prior, codes: Codes, labels: dict[str, Tensor], start: int, end: int) -> Window:
-    """What is known of steps `start` to `end`: the level above, the beginning of the prior's own, labels and times."""
-    level, above, ratio = prior.facts.level, prior.facts.above, prior.facts.ratio
-    within = {above.name: codes[above.name][..., start // ratio : end // ratio]} if above else {}
-    if codes[level.name].shape[-1] > start:
-        within[level.name] = codes[level.name][..., start:end]
-    if (step_seconds := _step_seconds(codec, level)) is None:
-        return Window(within, labels)
-    num_songs = len(codes[level.name])
-    times = {"start_seconds": start * step_seconds, "end_seconds": end * step_seconds}
-    return Window(within, {**labels, **{name: torch.full((num_songs,), time) for name, time in times.items()}})
-
-
-def _noise(codec: Codec, name: str, num_steps: int, seed: int, num_songs: int) -> Tensor:
-    """Uniform [num_songs, K, num_steps] in [0, 1); more songs or more steps begin with the same numbers."""
-    level = codec.level(name)
-    songs = []
-    for song in range(num_songs):
-        mixed = np.random.SeedSequence([seed, codec.levels.index(level), song]).generate_state(1, np.uint64)
-        generator = torch.Generator().manual_seed(int(mixed[0]))
-        chunks = [
-            torch.rand(level.channels, _NOISE_CHUNK, generator=generator) for _ in range(0, num_steps, _NOISE_CHUNK)
-        ]
-        songs.append(torch.cat(chunks, -1)[:, :num_steps])
-    return torch.stack(songs)
-
-
-def _nothing(level: Level, num_songs: int) -> Tensor:
-    """No codes yet: [num_songs, K, 0]."""
-    return torch.zeros(num_songs, level.channels, 0, dtype=torch.int64 if level.vocab_size else torch.float32)
-
-
-def _step_seconds(codec: Codec, level: Level) -> float | None:
-    """Seconds of one time step; None where time is symbolic."""
-    return level.hop_length / codec.sample_rate if level.hop_length else None
-
-
 def _coarse_to_fine(codec: Codec, priors: Sequence[Prior]) -> list[Prior]:
     """The priors in the order of the codec's levels; InputError if they are not one a level of this codec."""
     of_level: dict[str, Prior] = {}
@@ -192,10 +134,10 @@ def _song_labels(
     """What holds for whole songs: indices [num_songs, M] of the labels this prior knows, and "total_seconds"."""
     mine = {name: values for name, values in labels.items() if name in prior.facts.vocabulary}
     indices = {name: index.expand(num_songs, -1) for name, index in prior.facts.indices(mine).items()}
-    step_seconds = _step_seconds(codec, prior.facts.level)
-    if step_seconds is None:
+    seconds = step_seconds(codec, prior.facts.level)
+    if seconds is None:
         return indices
-    total = num_steps * step_seconds if total_seconds is None else total_seconds
+    total = num_steps * seconds if total_seconds is None else total_seconds
     return {**indices, "total_seconds": torch.full((num_songs,), float(total))}
 
 
@@ -211,3 +153,11 @@ def _spread_over_songs(codec: Codec, given: Codes, num_steps: Mapping[str, int],
             raise InputError(f"given codes: {have} steps on level {name}, {asked} are asked for: ask for longer songs")
         spread[name] = codes.cpu().expand(num_songs, -1, -1)
     return spread
+
+
+def _with_room(level: Level, num_songs: int, num_steps: int, given: Tensor | None) -> Tensor:
+    """Codes [num_songs, K, num_steps] that begin with the `given` ones."""
+    codes = torch.zeros(num_songs, level.channels, num_steps, dtype=torch.int64 if level.vocab_size else torch.float32)
+    if given is not None:
+        codes[..., : given.shape[-1]] = given
+    return codes

@@ -9,6 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from jukebox_lite.levels import Facts, Window
+from jukebox_lite.nn.device import bytes_of
 from jukebox_lite.nn.reach import At, Place, steps_at
 from jukebox_lite.nn.transformer import Mixer, State, Transformer
 from jukebox_lite.priors.base import Sampler
@@ -64,13 +65,14 @@ class AutoregressivePrior(Stepwise):
         return torch.stack([head(y[:, own]) for head, own in zip(self.heads, positions, strict=True)], 1)
 
     @torch.no_grad()
-    def sample(self, window: Window, sampler: Sampler, noise: Tensor) -> Tensor:
-        """Codes [B, K, T] drawn with `noise` [B, K, T], position by position after those that the window gives."""
+    def sample(self, window: Window, sampler: Sampler, noise: Tensor, stop: int | None = None) -> Tensor:
+        """Codes [B, K, T or stop] drawn with `noise` [B, K, T], position by position after those that are given."""
         given, num_steps = window.codes.get(self.facts.level.name), noise.shape[-1]
         codes = torch.full(noise.shape, NO_CODE, device=noise.device)
         if given is not None:
             codes[..., : given.shape[-1]] = given
         wanted = self.pattern.steps(len(self.heads), num_steps) >= (0 if given is None else given.shape[-1])
+        wanted[:, self.pattern.length(len(self.heads), num_steps if stop is None else stop) :] = False
         if not wanted.any():
             return codes
         sequence = self.pattern.apply(codes)
@@ -79,7 +81,12 @@ class AutoregressivePrior(Stepwise):
         states = self.transformer.empty_state(copies * len(codes), sequence.shape[-1])
         known = self._conditioning(told, num_steps)
         self.fill(sequence, wanted, self.pattern.apply(noise), known, states, sampler)
-        return self.pattern.revert(sequence, num_steps)
+        return self.pattern.revert(sequence, num_steps)[..., :stop]
+
+    def state_bytes(self, length: int) -> int:
+        """What the mixers remember, and what is known of every step."""
+        positions = self.pattern.length(len(self.heads), length)
+        return bytes_of(self.transformer.empty_state(1, positions)) + positions * self.start.nbytes
 
     def predict(self, past: Tensor, known: Conditioning, states: list[State], at: At) -> Tensor:
         y, _ = self.transformer(self._inputs(past, known, at), states, at)

@@ -45,8 +45,19 @@ class Prior(nn.Module, ABC):
         return Loss(nats, {"nats_per_token": nats.detach(), "chance": chance})
 
     @abstractmethod
-    def sample(self, window: Window, sampler: Sampler, noise: Tensor) -> Tensor:
-        """Codes [B, K, T] for the whole window; begins with window.codes[level], if it is there.
+    def sample(self, window: Window, sampler: Sampler, noise: Tensor, stop: int | None = None) -> Tensor:
+        """Codes [B, K, T] for the whole window, or [B, K, stop] for its beginning; as far as window.codes[level] goes,
+        if it is there, they are what it says.
 
-        `noise` [B, K, T], uniform in [0, 1), decides every draw: equal noise, equal codes.
+        `noise` [B, K, T], uniform in [0, 1), decides every draw: equal noise, equal codes. So a window may be drawn in
+        several calls, each of which goes on from the codes of the last; they are those of one call but for rounding,
+        which at times tips a draw.
         """
+
+    def state_bytes(self, length: int) -> int:
+        """Memory that sampling a window of `length` steps holds for each song, beside weights and codes.
+
+        0 for a prior that keeps nothing from step to step.
+        """
+        del length
+        return 0

@@ -16,6 +16,7 @@ from jukebox_lite.errors import InputError
 from jukebox_lite.levels import Facts, Window
 from jukebox_lite.nn.conv import ConvStack, ResidualStack, TransposedConv, conv
 from jukebox_lite.nn.dense import Linear, linear
+from jukebox_lite.nn.device import bytes_of
 from jukebox_lite.nn.reach import At, Place, Reach, steps_at
 from jukebox_lite.nn.transformer import Mixer, State
 from jukebox_lite.priors.base import Loss, Sampler
@@ -279,8 +280,8 @@ class JukeboxPrior(Stepwise):
         return self._all_at_once(window)[0]
 
     @torch.no_grad()
-    def sample(self, window: Window, sampler: Sampler, noise: Tensor) -> Tensor:
-        """Codes [B, 1, T] drawn with `noise` [B, 1, T], step by step after those that the window gives.
+    def sample(self, window: Window, sampler: Sampler, noise: Tensor, stop: int | None = None) -> Tensor:
+        """Codes [B, 1, T or stop] drawn with `noise` [B, 1, T], step by step after those that the window gives.
 
         Where lyrics share the vocabulary, one of their tokens may be drawn in place of a code: it comes out as code 0.
         """
@@ -291,16 +292,23 @@ class JukeboxPrior(Stepwise):
         known, memory = self._condition(window, batch_size, length)
         stream = self._stream(window, batch_size, noise.device)
         wanted = torch.arange(before + length) >= stream.shape[1]
+        wanted[before + (length if stop is None else stop) :] = False
         if wanted.any():
             stream, noise = F.pad(stream, (0, before + length - stream.shape[1])), F.pad(noise, (before, 0))
             states = self.transformer.states(memory, (batch_size, before + length))
             self.fill(stream[:, None], wanted[None], noise, known, states, sampler)
-        return (stream[:, None, before:] - self.prefix.vocab_size).clamp(min=0)
+        return (stream[:, None, before:] - self.prefix.vocab_size).clamp(min=0)[..., :stop]
 
     def predict(self, past: Tensor, known: Conditioning, states: list[State], at: At) -> Tensor:
         y, _ = self.transformer(self._inputs(past[:, 0], known, at), states, at)
         last = at if isinstance(at, Place) else y.shape[1] - 1
         return self._logits(y[:, -1:], known, last)
+
+    def state_bytes(self, length: int) -> int:
+        """What the blocks remember of lyrics and codes; what is known of every step is little beside it."""
+        weight = self.transformer.embedding.weight
+        memory = None if self.encoder is None else weight.new_zeros(1, self.encoder.num_tokens, weight.shape[1])
+        return bytes_of(self.transformer.states(memory, (1, self.prefix.num_tokens + length)))
 
     def _nats(self, logits: Tensor, window: Window) -> Tensor:
         """Of every code [B, 1, T], from the logits of the whole stream."""

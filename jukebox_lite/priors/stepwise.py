@@ -45,11 +45,12 @@ class Stepwise(Prior):
         The states are new; what is known, and they, are of as many songs, or with guidance of twice as many: told their
         labels, and not. What comes before the first position wanted is read all at once.
         """
-        length, first = sequence.shape[-1], int(wanted.any(0).nonzero()[0])
+        length = sequence.shape[-1]
+        first, last = (int(position) for position in wanted.any(0).nonzero().aminmax())
         steps, wanted = torch.arange(length, device=sequence.device), wanted.to(sequence.device)
         logits = self.predict(_copies(sequence[..., :first], sampler), known, states, 0)
         _write(sequence, wanted, noise, logits, sampler, steps[first : first + 1])
-        for position in range(first + 1, length):
+        for position in range(first + 1, last + 1):
             place = Place(steps[position : position + 1], min(position // _ROOM * _ROOM + _ROOM, length))
             self.step(sequence, wanted, noise, known, states, place, sampler)
 

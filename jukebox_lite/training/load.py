@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from jukebox_lite import config
@@ -42,6 +43,17 @@ def load_prior(run: str) -> tuple[Prior, Codec]:
     prior = _built(run, cfg.prior)(facts=facts)
     _fill(prior, "prior", Path(run))
     return prior, codec
+
+
+def load_priors(*runs: str) -> tuple[list[Prior], Codec]:
+    """The priors that these runs learnt, and the codec they share, on this machine's accelerator where it has one."""
+    loaded = [load_prior(run) for run in runs]
+    fingerprints = [codec_fingerprint(codec) for _, codec in loaded]
+    for run, fingerprint in zip(runs, fingerprints, strict=True):
+        if fingerprint != fingerprints[0]:
+            raise InputError(f"priors: {runs[0]} and {run} were trained on different codecs; give priors of one codec")
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    return [prior.to(device) for prior, _ in loaded], loaded[0][1].to(device)
 
 
 def _built(run: str, part: Any) -> Any:

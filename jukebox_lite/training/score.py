@@ -30,8 +30,8 @@ from jukebox_lite.datasets.songs import Songs
 from jukebox_lite.datasets.spans import generator_of
 from jukebox_lite.errors import InputError, told_in_one_line
 from jukebox_lite.files import write_text
-from jukebox_lite.generation.complete import windows as spans_of
 from jukebox_lite.generation.plots import draw_places, draw_values
+from jukebox_lite.generation.windows import windows as spans_of
 from jukebox_lite.levels import Facts, Window
 from jukebox_lite.nn.device import device_of
 from jukebox_lite.priors.base import Prior
