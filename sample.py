@@ -15,7 +15,7 @@ from jukebox_lite import config
 from jukebox_lite.codecs.base import Codec
 from jukebox_lite.datasets.code_cache import codec_fingerprint
 from jukebox_lite.errors import InputError
-from jukebox_lite.files import write_text
+from jukebox_lite.files import clean, write_text
 from jukebox_lite.generation.complete import complete
 from jukebox_lite.generation.filling import Cost
 from jukebox_lite.generation.journal import Journal, fingerprint_of
@@ -72,6 +72,7 @@ def sample(cfg: DictConfig, folder: Path) -> Path:
             tell=tell,
             on_level=took.__setitem__,
         )
+        clean(folder)
         songs = [about(index, labels) for index in range(cfg.num_songs)]
         write_text(folder / "config.yaml", settings)
         page = write_songs(folder, codec, codes, fingerprint, songs, settings, beside, took)

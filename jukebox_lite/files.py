@@ -62,9 +62,12 @@ def remove(folder: Path) -> None:
 
 
 def clean(folder: Path) -> None:
-    """Delete the folders that a killed process left half written in `folder`."""
+    """Delete what a killed process left half written in `folder`."""
     for leftover in folder.glob(f"{_BESIDE}*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

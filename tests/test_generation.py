@@ -20,9 +20,12 @@ from jukebox_lite.errors import InputError
 from jukebox_lite.generation.complete import complete, samplers
 from jukebox_lite.generation.report import Section
 from jukebox_lite.generation.songs import encode_given, read_codes, save_codes, steps_for, write_songs
-from jukebox_lite.generation.windows import windows
+from jukebox_lite.generation.windows import Parallel, Sequential, Windows, seams, windows
 from jukebox_lite.levels import UNKNOWN, Codes, Facts, Level, Window
+from jukebox_lite.nn.transformer import CausalAttention
+from jukebox_lite.priors.autoregressive import AutoregressivePrior
 from jukebox_lite.priors.base import Prior, Sampler
+from jukebox_lite.priors.conditioning import LevelAbove, Timing
 
 VOCAB_SIZE = 1 << 20
 LEVELS = tuple(Level(name, VOCAB_SIZE, 1, hop) for name, hop in (("top", 128), ("middle", 32), ("bottom", 8)))
@@ -122,17 +125,65 @@ def test_windows_cover_the_length_in_order_and_on_multiples(steps, context_lengt
         assert abs(hops[0] - wanted) <= multiple or hops[0] in (multiple, spans[0][1])
 
 
+@settings(deadline=None, max_examples=200)
+@over(st.integers(1, 300), st.integers(1, 90), st.floats(0, 0.5), st.sampled_from([1, 2, 4]), st.floats(0, 0.99))
+def test_parallel_windows_draw_every_step_from_what_was_drawn_before(steps, context_length, overlap, multiple, given):
+    """What is known when a window begins is there, and no window of a wave waits for another; given steps stay."""
+    length, known = steps * multiple, int(given * steps * multiple)
+    spans = [span for span in windows(length, max(context_length, multiple), overlap, multiple) if span[1] > known]
+    waves = Parallel().waves(spans, known, above=True)
+    assert sorted((piece.start, piece.end) for wave in waves for piece in wave) == spans
+    there = set(range(known))
+    for wave in waves:
+        drawn = [set(range(piece.begin, piece.end)) for piece in wave]
+        assert all(piece.start <= piece.begin < piece.end for piece in wave) and min(min(own) for own in drawn) >= known
+        assert all(set(range(piece.start, piece.begin)) <= there for piece in wave)
+        for piece, own in zip(wave, drawn, strict=True):
+            others = [other for other in drawn if other is not own]
+            assert not any(other & set(range(piece.start, piece.end)) for other in others), "one waits for another"
+        there = there.union(*drawn)
+    assert there == set(range(length))
+    assert set(seams(waves)) <= {piece.end for wave in waves[1:] for piece in wave} - {length}
+
+
+@pytest.mark.parametrize(("overlap", "share"), [(0.0, 1.0), (0.25, 7 / 6), (0.5, 1.5)])
+def test_parallel_windows_cost_what_they_say(overlap, share):
+    """In codes drawn for a code kept, of a long level; in three turns at most that wait for each other."""
+    length = 64 * 1001
+    spans = list(windows(length, 64, overlap))
+    waves = Parallel().waves(spans, 0, above=True)
+    drawn = sum(piece.end - piece.begin for wave in waves for piece in wave)
+    assert drawn / length == pytest.approx(share, abs=0.01) and len(waves) <= 3
+    one_by_one = Sequential().waves(spans, 0, above=True)
+    assert sum(piece.end - piece.begin for wave in one_by_one for piece in wave) == length
+    assert Parallel().waves(spans, 0, above=False) == one_by_one and seams(one_by_one) == []
+
+
+def test_parallel_windows_that_share_more_than_a_half_are_refused():
+    with pytest.raises(InputError, match="0.5 or less"):
+        run([NoisyPrior(level.name, 40) for level in LEVELS], overlap=0.6, order=Parallel())
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"stretch": 0}])
+def test_no_batch_and_no_stretch_are_refused(wrong):
+    with pytest.raises(InputError, match=f"windows.{next(iter(wrong))}=0"):
+        Parallel(**wrong)
+
+
 @pytest.mark.parametrize("overlap", [-0.1, 1.0, float("nan")])
 def test_an_overlap_that_makes_no_sense_is_refused(overlap):
     with pytest.raises(InputError, match="overlap"):
         list(windows(8, 4, overlap))
 
 
+@pytest.mark.parametrize("order", [Sequential(), Sequential(1, 5), Parallel(), Parallel(1, 5), Parallel(3, 7)])
 @pytest.mark.parametrize("overlap", [0.0, 0.3, 0.5, 0.9, {"top": 0.75, "middle": 0.5, "bottom": 0.5}])
 @pytest.mark.parametrize("contexts", [(7, 18, 50), (12, 48, 192), (100, 10, 9), (1, 4, 4)])
-def test_levels_line_up_whatever_the_windows(contexts, overlap):
+def test_levels_line_up_whatever_the_windows(contexts, overlap, order):
+    if isinstance(order, Parallel) and overlap == 0.9:
+        overlap = 0.1
     priors = [PositionPrior(level.name, size) for level, size in zip(LEVELS, contexts, strict=True)]
-    codes = run(priors[::-1], num_songs=2, overlap=overlap)
+    codes = run(priors[::-1], num_songs=2, overlap=overlap, order=order)
     assert list(codes) == [level.name for level in LEVELS], "coarse to fine, in whatever order the priors are listed"
     for level in LEVELS:
         assert torch.equal(codes[level.name], (torch.arange(STEPS[level.name]) * level.hop_length).expand(2, 1, -1))
@@ -156,12 +207,13 @@ def test_windows_carry_labels_and_times():
     assert prior.asked[-1].labels["genre"].tolist() == [[2, 1]] * 2
 
 
+@pytest.mark.parametrize("order", [Sequential(), Parallel(5, 9)])
 @pytest.mark.parametrize("known", [1, 11, 12, 13, 29, 30])
-def test_what_is_given_is_kept_and_only_the_rest_is_asked_for(known):
+def test_what_is_given_is_kept_and_only_the_rest_is_asked_for(known, order):
     priors = [NoisyPrior(level.name, size) for level, size in zip(LEVELS, (12, 40, 100), strict=True)]
     sizes = {"top": 30, "middle": known * 4, "bottom": known * 16}
     given = {name: torch.randint(VOCAB_SIZE, (1, 1, size)) for name, size in sizes.items()}
-    codes = run(priors, num_songs=2, given=given)
+    codes = run(priors, num_songs=2, given=given, order=order)
     for name, size in sizes.items():
         assert torch.equal(codes[name][..., :size], given[name].expand(2, 1, -1))
         assert codes[name].shape == (2, 1, STEPS[name]) and codes[name].min() >= 0
@@ -173,16 +225,78 @@ def test_what_is_given_is_kept_and_only_the_rest_is_asked_for(known):
         assert all(end > sizes[name] for end in ends)
 
 
+def test_songs_side_by_side_have_their_own_labels_and_times():
+    """Each row of a batch is told of its own song and its own window."""
+    prior = NoisyPrior("middle", 48)
+    given = {"top": torch.arange(60).reshape(2, 1, 30)}
+    run([prior], num_songs=2, given=given, labels={"genre": ["folk", "jazz"]}, order=Parallel())
+    first = prior.asked[0]
+    starts = (first.labels["start_seconds"] * 8000 / 32).round().int().tolist()
+    assert starts == [0, 0, 48, 48] and first.labels["genre"].tolist() == [[2], [1]] * 2
+    assert [row[0, 0].item() for row in first.codes["top"]] == [0, 30, 12, 42]
+    assert "middle" not in first.codes and prior.asked[1].codes["middle"].shape == (4, 1, 24)
+
+
 def test_a_level_left_unfinished_without_a_prior_is_left_out():
     codes = run([NoisyPrior("top")], given={name: torch.ones(1, 1, 8, dtype=torch.int64) for name in STEPS})
     assert list(codes) == ["top"]
 
 
-def test_codes_follow_from_seed_and_song_alone():
+def transformers() -> list[Prior]:
+    """Priors of random weights, so that every code depends on all that they are told."""
+    torch.manual_seed(0)
+    levels = PlainerCodec.levels
+    priors: list[Prior] = []
+    for level, above in zip(levels, [None, *levels], strict=False):
+        told = {"above": LevelAbove, "timing": Timing}
+        prior = AutoregressivePrior(16, 2, 2, 32, CausalAttention, Facts(level, above, VOCABULARY), told)
+        for parameter in prior.parameters():
+            torch.nn.init.normal_(parameter, std=0.5)
+        priors.append(prior.eval())
+    return priors
+
+
+class PlainerCodec(PlainCodec):
+    """A codec of seven codes a level."""
+
+    levels = tuple(Level(level.name, 7, 1, level.hop_length) for level in LEVELS)
+
+
+@pytest.mark.parametrize("order", [Sequential, Parallel])
+def test_transformers_too_draw_each_song_alike_in_any_company(order: type[Windows]):
+    """Of any number of songs, in batches of any size. Rounding could tip a draw; here it does not."""
+    rest = {"samplers": samplers(LEVELS), "seed": 3, "overlap": 0.25}
+    priors = transformers()
+
+    def sampled(num_songs: int, **how: int) -> Codes:
+        return complete(PlainerCodec(), priors, STEPS, {}, num_songs=num_songs, order=order(**how), **rest)
+
+    three = sampled(3)
+    assert all(len(codes.unique()) == 7 for codes in three.values())
+    for num_songs, how in ((1, {}), (2, {"batch_size": 1}), (3, {"batch_size": 4}), (2, {"stretch": 5})):
+        assert equal(sampled(num_songs, **how), {name: codes[:num_songs] for name, codes in three.items()})
+
+
+@pytest.mark.parametrize(("order", "rows"), [(Sequential(), (2, 2)), (Parallel(), (4, 20))])
+def test_what_it_will_cost_is_told_and_changes_nothing(order: Windows, rows: tuple[int, int]):
+    """Of each level that is sampled, before it is; time for all its codes, memory for a batch."""
+    priors, heard = transformers(), {}
+    given = {"top": torch.zeros(1, 1, STEPS["top"], dtype=torch.int64)}
+    rest = PlainerCodec(), priors, STEPS, {}, samplers(LEVELS), 0, 2, given, 0.25
+    assert equal(complete(*rest, order=order, tell=heard.update), complete(*rest, order=order))
+    assert list(heard) == ["middle", "bottom"]
+    state = 2 * 2 * 32 * 16 * 4 + 32 * 16 * 4  # keys and values of two layers; what is known of each step
+    for (name, cost), count in zip(heard.items(), rows, strict=True):
+        assert 0 < cost.stretch_seconds <= cost.seconds
+        assert cost.num_bytes == count * state + 2 * STEPS[name] * 8
+
+
+@pytest.mark.parametrize("order", [Sequential(), Parallel(), Parallel(1), Parallel(5, 9)])
+def test_codes_follow_from_seed_and_song_alone(order):
     priors = [NoisyPrior(level.name, 40) for level in LEVELS]
-    three, one = run(priors, num_songs=3), run(priors, num_songs=1)
+    three, one = run(priors, num_songs=3), run(priors, num_songs=1, order=order)
     assert equal({name: codes[:1] for name, codes in three.items()}, one)
-    assert equal(run(priors, num_songs=3), three)
+    assert equal(run(priors, num_songs=3, order=order), three)
     other = run(priors, num_songs=3, seed=1)
     for name in STEPS:
         assert not torch.equal(three[name], other[name]) and not torch.equal(three[name][0], three[name][1])
