@@ -14,6 +14,7 @@ from jukebox_lite.levels import Level
 from jukebox_lite.losses import MidSide, MultiScaleMel, WaveformL1, WaveformL2, mel_filters
 from jukebox_lite.metrics.bitrate import bitrate
 from jukebox_lite.metrics.distances import measure, mel_distance, panning_error, si_sdr, stft_distance
+from jukebox_lite.metrics.signal import spectral_flux
 
 RATE = 44_100
 
@@ -161,3 +162,21 @@ def test_mid_and_side_are_judged_each_for_itself():
 def test_a_side_takes_two_channels(channels: int):
     with pytest.raises(InputError, match=f"MidSide takes 2 channels, not {channels}: set codec.channels=2"):
         MidSide(WaveformL2())(noise(1, channels, 100), noise(1, channels, 100))
+
+
+def test_spectral_flux_hears_a_join():
+    """Nothing in a steady tone, all of what begins after silence; a jump of phase and another tone lie between."""
+    time = torch.arange(8192) / 8192
+    tone, other = torch.sin(2 * torch.pi * 512 * time)[None], torch.sin(2 * torch.pi * 768 * time)[None]
+    place = 4096
+    joined = {
+        "steady": tone,
+        "begins": tone * (time >= 0.5),
+        "turned": torch.where(time < 0.5, tone, -tone),
+        "other": torch.where(time < 0.5, tone, other),
+    }
+    flux = {name: spectral_flux(audio, [place, place + 2048])[0].item() for name, audio in joined.items()}
+    assert flux["steady"] < 1e-4 and flux["begins"] > 0.999
+    assert 0.05 < flux["turned"] < 0.9 and 0.05 < flux["other"] < 0.9
+    assert all(spectral_flux(audio, [place + 2048])[0] < 1e-4 for audio in joined.values())
+    assert spectral_flux(0.01 * joined["other"], [place])[0].item() == pytest.approx(flux["other"], rel=1e-3)

@@ -102,13 +102,13 @@ class Filling:
         numbers = [
             noise(self.seed, level, row.song, self.level.channels, row.piece.start, row.piece.end) for row in rows
         ]
-        window = self._window(codes, rows, done)
+        window = self.window(codes, rows, done)
         drawn = self.prior.sample(window.to(device), self.sampler, torch.stack(numbers).to(device), stop).cpu()
         expected = [len(rows), self.level.channels, stop]
         assert list(drawn.shape) == expected, f"{type(self.prior).__name__} gave {list(drawn.shape)}, not {expected}"
         return drawn[..., done:]
 
-    def _window(self, codes: Codes, rows: Sequence[Row], done: int) -> Window:
+    def window(self, codes: Codes, rows: Sequence[Row], done: int) -> Window:
         """What is known of the rows' windows: the level above, `done` steps of the level itself, labels and times."""
         above, ratio = self.prior.facts.above, self.prior.facts.ratio
         within = {above.name: _cut(codes[above.name], rows, ratio)} if above else {}

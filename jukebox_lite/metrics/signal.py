@@ -1,6 +1,7 @@
 """What can be measured of a waveform alone: level, clipping, and where its energy lies."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -107,3 +108,21 @@ def held_share(audio: Tensor, sample_rate: int) -> float:
     moved = (12 * torch.log2(strongest[1:] / strongest[:-1])).abs() >= 0.6
     runs = torch.bincount(torch.cat([torch.zeros(1, dtype=torch.int64), moved.cumsum(0)]))
     return float(runs[runs * hop >= HELD_SECONDS * sample_rate].sum() / runs.sum())
+
+
+def spectral_flux(audio: Tensor, places: Sequence[int], size: int = 1024) -> Tensor:
+    """How much of the spectrum is new [places] in `size` samples about a place of audio [C, N], after those before it.
+
+    The magnitudes that grew, as a share of all: 0 where nothing begins, 1 where sound begins after silence (spectral
+    flux as onsets are found by it, Dixon 2006, as a share so that it does not depend on loudness).
+    """
+    window = torch.hann_window(size, device=audio.device)
+
+    def magnitudes(start: int) -> Tensor:
+        return torch.fft.rfft(audio[:, start : start + size] * window).abs()
+
+    found = []
+    for place in places:
+        before, after = magnitudes(place - size), magnitudes(place - size // 2)  # a click at the place is in its middle
+        found.append((after - before).relu().sum() / (after + before).sum().clamp(min=1e-9))
+    return torch.stack(found)
