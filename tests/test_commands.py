@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -457,6 +458,8 @@ def mistakes() -> Iterator[tuple[str, str, str]]:
     yield "a level gone", "sample.py runs priors=[{world}/runs/middle]", "level middle needs 20 steps of level top"
     yield "a hot level", "sample.py priors sampler.temperature={tip:1}", "temperature.tip: the codec has the levels top"
     yield "an overlap of all", "sample.py priors overlap=1", "overlap=1"
+    yield "half and more, side by side", "sample.py priors windows=parallel overlap=0.6", "give 0.5 or less"
+    yield "no stretch", "sample.py priors windows.stretch=0", "windows.stretch=0: expected 1 or more"
     yield "guidance by nothing", "sample.py priors sampler.guidance=3", "guidance=3 of level top: no labels are given"
     yield "one level of three", "sample.py priors sampler.temperature={top:1}", "temperature.middle is not set"
 
@@ -622,3 +625,15 @@ def test_what_is_written_can_be_typed(line: str):
         config.check(composed, schema)
     elif words[1].startswith("jukebox_lite."):
         assert importlib.util.find_spec(words[1])
+
+
+def test_the_lines_of_python_that_sample_do_so(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As the README has them, but for the length and for where runs are."""
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    (lines,) = (block for block in blocks if "complete(" in block)
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, Any] = {}
+    exec(lines.replace('"runs/', f'"{world.runs}/').replace("seconds=20", "seconds=0.32"), scope)
+    audio, sample_rate = soundfile.read(tmp_path / "song.wav")
+    assert sample_rate == SAMPLE_RATE and len(audio) == 0.32 * SAMPLE_RATE and np.abs(audio).max() > 0
+    assert {name: codes.shape[-1] for name, codes in scope["codes"].items()} == STEPS

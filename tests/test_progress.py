@@ -1,6 +1,8 @@
 """Long work tells how far it is, and short work says nothing."""
 
 import io
+import re
+import time
 
 import pytest
 from rich.console import Console
@@ -30,3 +32,16 @@ def test_what_is_done_the_rate_and_the_note_are_told(terminal: bool, monkeypatch
 def test_what_is_soon_done_leaves_a_terminal_as_it_was():
     """Stopping bars that had never started printed an empty line."""
     assert told(terminal=True) == ""
+
+
+def test_what_another_process_did_is_no_part_of_the_rate():
+    """A sampling that went on at half of its codes told twice its rate, and half the time left."""
+    console = Console(file=io.StringIO(), width=120)
+    with progress("sampling top", 1000, "codes", console, line_seconds=0) as advance:
+        advance(999, before=True)
+        time.sleep(0.02)
+        advance(1)
+    assert isinstance(console.file, io.StringIO)
+    (line,) = console.file.getvalue().splitlines()
+    rate = float(re.search(r"1,000 of 1,000 codes, ([\d.]+) a second", line)[1])
+    assert rate <= 50
