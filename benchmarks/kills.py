@@ -1,7 +1,7 @@
 """Sampling under kill -9, at random moments, to the end. `python -m benchmarks.kills runs/top runs/middle runs/bottom`
 
 For each order of windows and each way of sampling: once without a kill, then the same command, killed after a random
-share of the time that this took and started again, over and over. When it comes to its end between kills, its codes are
+share of the time that this took and started again, over and over. When it comes to its end before a kill, its codes are
 compared, and another folder is begun. Prints each outcome, and at the end how many there were.
 """
 
