@@ -277,6 +277,12 @@ def test_transformers_too_draw_each_song_alike_in_any_company(order: type[Window
         assert equal(sampled(num_songs, **how), {name: codes[:num_songs] for name, codes in three.items()})
 
 
+def test_windows_that_share_nothing_are_the_same_side_by_side():
+    """No window then has a past; the benchmark of seams shows a difference of exactly 0."""
+    rest = transformers(), STEPS, {}, samplers(LEVELS), 0, 2, None, 0.0
+    assert equal(*(complete(PlainerCodec(), *rest, order=order) for order in (Sequential(), Parallel())))
+
+
 @pytest.mark.parametrize(("order", "rows"), [(Sequential(), (2, 2)), (Parallel(), (4, 20))])
 def test_what_it_will_cost_is_told_and_changes_nothing(order: Windows, rows: tuple[int, int]):
     """Of each level that is sampled, before it is; time for all its codes, memory for a batch."""
