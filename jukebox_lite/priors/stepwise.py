@@ -84,8 +84,9 @@ def for_sampling(prior: Prior, precision: str = "fp32", compiled: bool = False) 
                 f"compile=true: no C++ compiler {compiler} is found: install it, set CXX, or compile=false"
             )
         assert isinstance(prior, Stepwise)
-        options: Any = {"guard_filter_fn": _of_arguments}
-        prior.step = torch.compile(prior.step, fullgraph=True, isolate_recompiles=True, options=options)
+        options = {"guard_filter_fn": _of_arguments}
+        make: Any = torch.compile  # whose overloads lack isolate_recompiles
+        prior.step = make(prior.step, fullgraph=True, isolate_recompiles=True, options=options)
     return prior
 
 
