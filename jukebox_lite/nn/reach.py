@@ -76,7 +76,7 @@ class _Recent(Reach):
         return like.new_zeros(2, batch_size, num_heads, self.size(length), head_dim)
 
     def _one(self, q: Tensor, k: Tensor, v: Tensor, memory: Tensor, place: Place) -> Tensor:
-        memory.index_copy_(3, place.step % memory.shape[3], torch.stack([k, v]))
+        _keep(memory, place.step % memory.shape[3], k, v)
         (k, v), met = self.met(memory, place)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=met)
 
@@ -224,7 +224,7 @@ class RowEnds(Reach):
 
     def _one(self, q: Tensor, k: Tensor, v: Tensor, memory: Tensor, place: Place) -> Tensor:
         row = place.step // self.row_length  # its end so far is the step, met only once it is the end
-        memory.index_copy_(3, (1 + row).clamp(max=self.num_rows), torch.stack([k, v]))
+        _keep(memory, (1 + row).clamp(max=self.num_rows), k, v)
         k, v = memory[:, :, :, :-1]
         return F.scaled_dot_product_attention(q, k, v, attn_mask=self._met(place.step))
 
@@ -257,7 +257,7 @@ class Beginning(Reach):
         return self._several(q, k, v, self.empty(q, batch_size, num_heads, length, head_dim), 0)
 
     def _one(self, q: Tensor, k: Tensor, v: Tensor, memory: Tensor, place: Place) -> Tensor:
-        memory.index_copy_(3, place.step.clamp(max=self.length), torch.stack([k, v]))
+        _keep(memory, place.step.clamp(max=self.length), k, v)
         k, v = memory[:, :, :, :-1]
         return F.scaled_dot_product_attention(q, k, v, attn_mask=_up_to(place.step, self.length))
 
@@ -273,6 +273,11 @@ def _checked(length: int) -> int:
     if length < 1:
         raise InputError(f"a row of {length} steps: expected 1 or more")
     return length
+
+
+def _keep(memory: Tensor, slot: Tensor, k: Tensor, v: Tensor) -> None:
+    """Writes one step's keys and values [B, H, 1, E], which autocast may have made narrower, into a slot [1]."""
+    memory.index_copy_(3, slot, torch.stack([k, v]).to(memory.dtype))
 
 
 def _steps(start: int, end: int, like: Tensor) -> Tensor:

@@ -4,8 +4,10 @@ import copy
 import os
 import shutil
 import sys
+import sysconfig
 from abc import abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -78,16 +80,21 @@ def for_sampling(prior: Prior, precision: str = "fp32", compiled: bool = False) 
     prior = copy.deepcopy(prior)
     narrow(prior, precision)
     if compiled:
-        compiler = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
-        if not shutil.which(compiler):
-            raise InputError(
-                f"compile=true: no C++ compiler {compiler} is found: install it, set CXX, or compile=false"
-            )
+        _check_compiler()
         assert isinstance(prior, Stepwise)
         options = {"guard_filter_fn": _of_arguments}
         make: Any = torch.compile  # whose overloads lack isolate_recompiles
         prior.step = make(prior.step, fullgraph=True, isolate_recompiles=True, options=options)
     return prior
+
+
+def _check_compiler() -> None:
+    """Raises InputError where torch has nothing to compile a graph for a CPU with."""
+    compiler = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    if not shutil.which(compiler):
+        raise InputError(f"compile=true: no C++ compiler {compiler} is found: install it, set CXX, or compile=false")
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        raise InputError("compile=true: Python's headers (Python.h) are not there: install them, or compile=false")
 
 
 def _of_arguments(guards: Sequence[Any]) -> list[bool]:
