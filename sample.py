@@ -19,9 +19,10 @@ from jukebox_lite.files import clean, write_text
 from jukebox_lite.generation.complete import complete
 from jukebox_lite.generation.filling import Cost
 from jukebox_lite.generation.journal import Journal, fingerprint_of
-from jukebox_lite.generation.report import Section, write_comparison
+from jukebox_lite.generation.report import Lyrics, Section, write_comparison
 from jukebox_lite.generation.songs import encode_given, read_codes, real_section, steps_for, write_songs
 from jukebox_lite.levels import Codes
+from jukebox_lite.lyrics import read_lyrics
 from jukebox_lite.priors.base import Prior
 from jukebox_lite.priors.stepwise import for_sampling
 from jukebox_lite.progress import LINE_SECONDS
@@ -54,8 +55,9 @@ def sample(cfg: DictConfig, folder: Path) -> Path:
     given = gift(cfg.given, codec, fingerprint)
     beside = [real_section(codec, Path(cfg.beside), cfg.seconds)] if cfg.beside else []
     labels = {str(name): values_of(values) for name, values in cfg.labels.items()}
+    lyrics = [] if cfg.lyrics is None else [text_of(value) for value in values_of(cfg.lyrics)]
     took: dict[str, float] = {}
-    with Journal(folder / "journal", facts(cfg, codec, priors, given)) as journal:
+    with Journal(folder / "journal", facts(cfg, codec, priors, given) | {"lyrics": lyrics}) as journal:
         codes = complete(
             codec,
             [for_sampling(prior, cfg.precision, cfg.compile) for prior in priors],
@@ -67,13 +69,14 @@ def sample(cfg: DictConfig, folder: Path) -> Path:
             given=given,
             overlap=OmegaConf.to_object(cfg.overlap) if isinstance(cfg.overlap, DictConfig) else cfg.overlap,
             total_seconds=cfg.total_seconds,
+            lyrics=lyrics,
             order=config.build(cfg.windows),
             journal=journal,
             tell=tell,
             on_level=took.__setitem__,
         )
         clean(folder)
-        songs = [about(index, labels) for index in range(cfg.num_songs)]
+        songs = [about(index, labels, lyrics) for index in range(cfg.num_songs)]
         write_text(folder / "config.yaml", settings)
         page = write_songs(folder, codec, codes, fingerprint, songs, settings, beside, took)
         journal.remove()  # a kill before this line reads all codes once more, and writes the page anew
@@ -127,14 +130,25 @@ def gift(given: DictConfig, codec: Codec, fingerprint: str) -> Codes | None:
 
 
 def values_of(values: Any) -> list[str]:
-    """A label's setting as a list of text: one value, or one a song."""
+    """A setting of labels or lyrics as a list of text: one value, or one a song."""
     return [str(value) for value in values] if OmegaConf.is_list(values) else [str(values)]
 
 
-def about(index: int, labels: Mapping[str, list[str]]) -> Section:
-    """What the page tells of a song: its number and labels."""
+def about(index: int, labels: Mapping[str, list[str]], lyrics: Sequence[str]) -> Section:
+    """What the page tells of a song: its number, labels and lyrics."""
     own = {name: values[index % len(values)] for name, values in labels.items() if values}
-    return Section(f"Song {index + 1}: {', '.join(own.values())}" if own else f"Song {index + 1}", labels=own)
+    title = f"Song {index + 1}: {', '.join(own.values())}" if own else f"Song {index + 1}"
+    return Section(title, labels=own, lyrics=Lyrics(lyrics[index % len(lyrics)]) if lyrics else None)
+
+
+def text_of(lyrics: str) -> str:
+    """The text that is to be sung: of a .txt, or given as it is."""
+    if not lyrics.endswith(".txt"):
+        return lyrics
+    try:
+        return read_lyrics(Path(lyrics))
+    except InputError as error:
+        raise InputError(f"lyrics={lyrics}: {error}") from error
 
 
 if __name__ == "__main__":

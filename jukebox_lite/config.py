@@ -96,6 +96,7 @@ class SampleConfig:
     seconds: float
     num_songs: int
     labels: dict
+    lyrics: str | list[str] | None
     given: GivenConfig
     sampler: dict
     precision: str

@@ -15,7 +15,8 @@ from jukebox_lite.errors import InputError
 
 Codes = dict[str, Tensor]  # level name -> [B, K, T] int64 tokens, or [B, D, T] float latents
 UNKNOWN = ""  # the first value of every label's vocabulary: absent, or never seen in training
-NO_VALUE = -1  # fills the places of songs with fewer values of a label than another of the batch
+NO_VALUE = -1  # fills the places of songs with fewer values of a label, or a shorter text, than another of the batch
+LYRICS, LYRICS_PLACES = "lyrics", "lyrics_places"  # what a window's labels call its characters, and where they lie
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class Window:
 
     `labels` holds the indices of a song's values [B, M] int64 by label name, as `Facts.indices` gives them, and three
     times [B] float in seconds: "total_seconds" (length of the song), "start_seconds" and "end_seconds" (of this window
-    in it). A JukeboxPrior also takes "lyrics" [B, S] int64, tokens of the text around the window.
+    in it). For priors that hear lyrics there are LYRICS and LYRICS_PLACES [B, S], the text around the window as
+    `lyrics.window_lyrics` gives it; a JukeboxPrior takes OpenAI's tokens of it as LYRICS.
     """
 
     codes: Codes
@@ -80,6 +82,7 @@ class Facts:
         default_factory=dict, compare=False
     )  # level -> [K, V, D]: what codes sound like
     sample_rate: int | None = None  # Hz, of the codec; None where none is told
+    characters: Sequence[str] = ()  # of lyrics, UNKNOWN first; empty where no song has any
 
     @property
     def ratio(self) -> int:
@@ -87,9 +90,13 @@ class Facts:
         return self.above.samples_per_step // self.level.samples_per_step if self.above else 1
 
     def untold(self, window: Window, labels: Collection[str] | None = None) -> Window:
-        """The same window with these labels, or all of the vocabulary, UNKNOWN; its codes and times stay."""
-        names = self.vocabulary if labels is None else labels
-        return Window(window.codes, {**window.labels, **{name: _unknown(window.labels[name]) for name in names}})
+        """The same window with these labels, or all it has and its lyrics, UNKNOWN; its codes and times stay."""
+        names = self.known(window) if labels is None else labels
+        return Window(window.codes, {**window.labels, **{name: _untold(name, window.labels[name]) for name in names}})
+
+    def known(self, window: Window) -> list[str]:
+        """What the window tells of its songs that can be left untold: the labels of the vocabulary, and LYRICS."""
+        return [*self.vocabulary, *([LYRICS] if self.characters and LYRICS in window.labels else [])]
 
     def indices(self, labels: Mapping[str, Sequence[str]]) -> dict[str, Tensor]:
         """Each song's values of every label of the vocabulary, as indices [B, M] int64.
@@ -117,11 +124,12 @@ def split_values(text: str) -> list[str]:
     return sorted({value for part in text.split(";") if (value := part.strip())})
 
 
-def _unknown(indices: Tensor) -> Tensor:
-    """A label's indices [B, M] as they are of songs that have no value of it."""
-    unknown = torch.full_like(indices, NO_VALUE)
-    unknown[:, 0] = 0
-    return unknown
+def _untold(name: str, indices: Tensor) -> Tensor:
+    """A label's indices [B, M] as they are of songs that have no value of it; of lyrics, no character."""
+    untold = torch.full_like(indices, NO_VALUE)
+    if name != LYRICS:
+        untold[:, 0] = 0
+    return untold
 
 
 def _padded(songs: Sequence[Sequence[int]]) -> Tensor:

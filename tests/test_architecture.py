@@ -15,6 +15,7 @@ ROOMS = [
     "settings",
     "progress",
     "levels",
+    "lyrics",
     "audio",
     "nn",
     "losses",

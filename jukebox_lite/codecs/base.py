@@ -50,6 +50,7 @@ class Codec(nn.Module, ABC):
         index = self.levels.index(self.level(name))
         return self.levels[index - 1] if index else None
 
-    def facts(self, name: str, vocabulary: Mapping[str, Sequence[str]]) -> Facts:
-        """What a prior of a level is told of its place, with labels of this vocabulary."""
-        return Facts(self.level(name), self.above(name), vocabulary, self.code_vectors(), self.sample_rate)
+    def facts(self, name: str, vocabulary: Mapping[str, Sequence[str]], characters: Sequence[str] = ()) -> Facts:
+        """What a prior of a level is told of its place, of the values of labels and of the characters of lyrics."""
+        vectors = self.code_vectors()
+        return Facts(self.level(name), self.above(name), vocabulary, vectors, self.sample_rate, characters)

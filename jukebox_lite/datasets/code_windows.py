@@ -10,7 +10,8 @@ from jukebox_lite.datasets.code_cache import CachedSong, CodeCache
 from jukebox_lite.datasets.songs import Songs
 from jukebox_lite.datasets.spans import draw_spans, generator_of
 from jukebox_lite.errors import InputError
-from jukebox_lite.levels import Facts, Window, split_values
+from jukebox_lite.levels import LYRICS, Facts, Window, split_values
+from jukebox_lite.lyrics import window_lyrics
 
 _MOST_VALUES = 8  # of a label that are listed
 
@@ -19,7 +20,7 @@ class CodeWindows:
     """Batches of windows that are a pure function of (seed, split, step): resuming needs no loader state.
 
     In training, a window is told none of its labels with the chance `label_dropout`, which guidance in sampling needs,
-    and else each of them is left out with that chance, so that songs can be sampled with some of them.
+    and else each of them is left out with that chance, so that songs can be sampled with some of them; lyrics likewise.
     """
 
     def __init__(
@@ -37,15 +38,22 @@ class CodeWindows:
                 f"windows.batch_size={batch_size} and windows.label_dropout={label_dropout}: "
                 "expected 1 or more, and 0 to 1"
             )
+        if LYRICS in labels:
+            raise InputError(f"windows.labels: {LYRICS} are no label; leave it out and give conditioner=lyrics")
         self.songs, self.batch_size, self.label_dropout, self.seed = songs, batch_size, label_dropout, seed
         self.seconds_per_sample = 1 / codec.sample_rate
         self.vocabulary = songs.vocabulary(labels)
+        self.characters = songs.characters()
         self.labels = {song.name: song.labels for song in songs.all}
+        self.lyrics = {song.name: song.lyrics for song in songs.all}
         self.names = {"train": {s.name for s in songs.train}, "val": {s.name for s in songs.val}}
         self.cache = CodeCache.open(folder, codec, songs)
 
-    def batch(self, split: str, step: int, facts: Facts, context_length: int) -> Window:
-        """`context_length` steps of the level [B, K, T], and the same seconds of the level above."""
+    def batch(self, split: str, step: int, facts: Facts, context_length: int, num_characters: int = 0) -> Window:
+        """`context_length` steps of the level [B, K, T], and the same seconds of the level above.
+
+        With `num_characters`, so many of the lyrics around each.
+        """
         level, ratio = facts.level, facts.ratio
         steps_per_coarse = self.cache.levels[0].samples_per_step // level.samples_per_step
         names = self.names[split]
@@ -58,13 +66,17 @@ class CodeWindows:
             )
         lengths = [song.length * steps_per_coarse // ratio for song in songs]
         spans = draw_spans(lengths, context_length // ratio, self.batch_size, self.seed, split, step)
-        window = self.cut([(songs[index], start * ratio) for index, start in spans], facts, context_length)
+        window = self.cut(
+            [(songs[index], start * ratio) for index, start in spans], facts, context_length, num_characters
+        )
         return self._dropped(window, facts, step) if split == "train" else window
 
-    def cut(self, picks: Sequence[tuple[CachedSong, int]], facts: Facts, length: int) -> Window:
+    def cut(
+        self, picks: Sequence[tuple[CachedSong, int]], facts: Facts, length: int, num_characters: int = 0
+    ) -> Window:
         """`length` steps of the level [B, K, T] from each (song, step), and the same seconds of the level above.
 
-        Each step, and the length, are multiples of `facts.ratio`.
+        Each step, and the length, are multiples of `facts.ratio`. With `num_characters`, so many of the lyrics around.
         """
         level, ratio = facts.level, facts.ratio
         codes = {level.name: [self.cache.codes(song, level, start, length) for song, start in picks]}
@@ -80,11 +92,18 @@ class CodeWindows:
             "end_seconds": start_seconds + length * step_seconds,
             "total_seconds": torch.tensor([song.seconds for song, _ in picks]),
         }
-        return Window({name: torch.stack(parts) for name, parts in codes.items()}, facts.indices(texts) | times)
+        labels = facts.indices(texts) | times
+        if num_characters:
+            lyrics = [self.lyrics[song.name] for song, _ in picks]
+            labels |= window_lyrics(lyrics, facts.characters, num_characters, *times.values())
+        return Window({name: torch.stack(parts) for name, parts in codes.items()}, labels)
 
     def summary(self) -> str:
-        """A line a label for people: the values that the training songs have of it."""
-        return "\n".join(f"  label {name}: {_listed(values[1:])}" for name, values in self.vocabulary.items())
+        """A line a label for people: the values that the training songs have of it; and one of lyrics, if any."""
+        lines = [f"  label {name}: {_listed(values[1:])}" for name, values in self.vocabulary.items()]
+        if sung := sum(map(bool, self.lyrics.values())):
+            lines.append(f"  lyrics: {sung} songs, {len(self.characters) - 1} characters in those to learn from")
+        return "\n".join(lines)
 
     def _dropped(self, window: Window, facts: Facts, step: int) -> Window:
         """A window as a training step is told it: of some songs no label, of others not each."""
@@ -96,7 +115,7 @@ class CodeWindows:
         any_kept, silent = kept("all labels"), facts.untold(window)
         labels = {
             name: torch.where(any_kept & kept("label", name), window.labels[name], silent.labels[name])
-            for name in facts.vocabulary
+            for name in facts.known(window)
         }
         return Window(window.codes, window.labels | labels)
 

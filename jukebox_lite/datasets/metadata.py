@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from jukebox_lite.errors import InputError
+from jukebox_lite.levels import LYRICS
 
 _SPLITS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "dev": "val", "test": "val"}
+_LONGEST_FIELD = 2**31 - 1  # characters; csv's own limit is shorter than an opera
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,7 @@ class Row:
 
     labels: dict[str, str]  # only what is known
     split: str | None  # "train", "val", or None where it does not say
+    lyrics: str = ""  # as they are written; empty where there are none
 
 
 def read_metadata(root: Path) -> tuple[str, dict[str, Row]]:
@@ -36,17 +39,21 @@ def read_metadata(root: Path) -> tuple[str, dict[str, Row]]:
         name = _file_name(record, place)
         if name in rows:
             raise InputError(f"{place}: {name!r} is listed twice, expected one row a file; remove one")
-        labels = {key: text for key, value in record.items() if (text := _text(value))}
+        lyrics = record.get(LYRICS) or ""
+        if not isinstance(lyrics, str):
+            raise InputError(f"{place}: lyrics {lyrics!r:.60}, expected one text, its lines parted by line breaks")
+        labels = {key: text for key, value in record.items() if key != LYRICS and (text := _text(value))}
         split = labels.pop("split", "").lower()
         del labels["file_name"]
         if split and split not in _SPLITS:
             raise InputError(f"{place}: split {split!r}, expected train, val, validation or test")
-        rows[name] = Row(labels, _SPLITS.get(split))
+        rows[name] = Row(labels, _SPLITS.get(split), lyrics)
     return path.name, rows
 
 
 def _csv_records(path: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
     """("file, line n", record) of every row of a csv file."""
+    csv.field_size_limit(_LONGEST_FIELD)
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         try:

@@ -14,6 +14,7 @@ from jukebox_lite.audio import AudioInfo, probe
 from jukebox_lite.datasets.metadata import Row, joined, read_metadata
 from jukebox_lite.errors import InputError
 from jukebox_lite.levels import UNKNOWN, split_values
+from jukebox_lite.lyrics import characters_of, normalised, read_lyrics
 from jukebox_lite.progress import progress
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff")
@@ -30,14 +31,16 @@ class Song:
     info: AudioInfo
     labels: dict[str, str]  # artist, genre, title, ...: only what is known; several values as "rock; jazz"
     split: Literal["train", "val"]
+    lyrics: str = ""  # normalised, with its line breaks
 
 
 class Songs:
     """The songs of a folder and all its subfolders, by name; hidden files are passed over.
 
-    Labels come from metadata.csv or metadata.jsonl, else from the files' own tags. Whole files are held out for
-    validation: those the metadata says, else every `held_out_every`-th. A file that is unreadable or shorter than
-    `min_seconds` is set aside with its reason, and the rest goes on.
+    Labels come from metadata.csv or metadata.jsonl, else from the files' own tags; lyrics from its column of that name,
+    else from a .txt in UTF-8 named as the song beside it. Whole files are held out for
+    validation: those the metadata says, else every `held_out_every`-th. A file that is unreadable, or a song shorter
+    than `min_seconds`, is set aside with its reason, and the rest goes on; so does a song without its .txt.
     """
 
     all: tuple[Song, ...]
@@ -62,11 +65,16 @@ class Songs:
                 except InputError as error:
                     set_aside.append((name, str(error)))
                 advance(1)
-        self.set_aside = tuple(sorted(set_aside))
-        self.all = tuple(
-            Song(name, path, info, _labels(path, source, rows.get(name)), _split(rows.get(name), index, held_out_every))
-            for index, (name, path, info) in enumerate(readable)
-        )
+        songs = []
+        for index, (name, path, info) in enumerate(readable):
+            row, lyrics = rows.get(name), ""
+            try:
+                lyrics = _lyrics(path, row)
+            except InputError as error:
+                set_aside.append((_name(path.with_suffix(".txt"), self.root), str(error)))
+            labels, split = _labels(path, source, row), _split(row, index, held_out_every)
+            songs.append(Song(name, path, info, labels, split, lyrics))
+        self.all, self.set_aside = tuple(songs), tuple(sorted(set_aside))
         self._check_songs(source)
         single = len(self.all) == 1
         self.train = tuple(song for song in self.all if single or song.split == "train")
@@ -78,6 +86,10 @@ class Songs:
             name: [UNKNOWN, *sorted({v for song in self.train for v in split_values(song.labels.get(name, ""))})]
             for name in names
         }
+
+    def characters(self) -> list[str]:
+        """The characters of the training songs' lyrics, sorted, UNKNOWN before them."""
+        return characters_of(song.lyrics for song in self.train)
 
     def fingerprint(self) -> str:
         """16 hex digits that change with the songs' names, lengths, splits or first and last bytes, not with labels."""
@@ -161,6 +173,14 @@ def _split(row: Row | None, index: int, held_out_every: int) -> Literal["train",
     """The metadata's word, else every `held_out_every`-th song is held out."""
     stated = row.split if row else None
     return "val" if stated == "val" or (stated is None and index % held_out_every == 0) else "train"
+
+
+def _lyrics(path: Path, row: Row | None) -> str:
+    """A song's text: its row's, else that of the .txt beside it. Raises InputError if that is unreadable."""
+    if row and row.lyrics:
+        return normalised(row.lyrics)
+    text = path.with_suffix(".txt")
+    return normalised(read_lyrics(text)) if text.is_file() else ""
 
 
 def _labels(path: Path, source: str, row: Row | None) -> dict[str, str]:

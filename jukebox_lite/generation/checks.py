@@ -1,6 +1,6 @@
 """What `complete` refuses, said in one line before anything is sampled."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -78,11 +78,23 @@ def check_labels(priors: Sequence[Prior], labels: Mapping[str, Sequence[str]], n
             raise InputError(f"labels.{name}: expected a list of one value, or of {num_songs}: one a song")
 
 
-def check_guidance(samplers: Mapping[str, Sampler], labels: Mapping[str, Sequence[str]]) -> None:
-    """Raises InputError on guidance where there is no label to be guided by."""
+def check_lyrics(priors: Sequence[Prior], lyrics: Sequence[str], num_songs: int) -> None:
+    """Raises InputError on lyrics that no prior hears, on empty ones, and on neither one text nor one a song."""
+    if not lyrics:
+        return
+    if not any(prior.num_characters for prior in priors):
+        raise InputError("lyrics: none of these priors hears any; train one with conditioner=lyrics, or give none")
+    if isinstance(lyrics, str) or len(lyrics) not in (1, num_songs):
+        raise InputError(f"lyrics: expected a list of one text, or of {num_songs}: one a song")
+    if not all(text.strip() for text in lyrics):
+        raise InputError("lyrics: a text without a character; give one to sing, or none for all songs")
+
+
+def check_guidance(samplers: Mapping[str, Sampler], told: Collection[str]) -> None:
+    """Raises InputError on guidance where songs are `told` neither labels nor lyrics to be guided by."""
     for name, sampler in samplers.items():
-        if sampler.guidance != 1 and not labels:
+        if sampler.guidance != 1 and not told:
             raise InputError(
                 f"guidance={sampler.guidance:g} of level {name}: no labels are given to be guided by: "
-                "give labels, such as labels.genre=jazz, or leave it at 1"
+                "give labels, such as labels.genre=jazz, or lyrics, or leave it at 1"
             )

@@ -13,11 +13,19 @@ from torch import Tensor
 
 from jukebox_lite.codecs.base import Codec
 from jukebox_lite.errors import InputError
-from jukebox_lite.generation.checks import by_level, check_codes, check_guidance, check_labels, check_lengths
+from jukebox_lite.generation.checks import (
+    by_level,
+    check_codes,
+    check_guidance,
+    check_labels,
+    check_lengths,
+    check_lyrics,
+)
 from jukebox_lite.generation.filling import Cost, Filling, fitting, step_seconds
 from jukebox_lite.generation.journal import Journal, now
 from jukebox_lite.generation.windows import Sequential, Windows, windows
 from jukebox_lite.levels import Codes, Level
+from jukebox_lite.lyrics import normalised
 from jukebox_lite.priors.base import Prior, Sampler
 
 _OVERLAP = 0.5  # of two neighbouring windows, where nothing else is asked
@@ -36,6 +44,7 @@ def complete(
     given: Codes | None = None,
     overlap: float | Mapping[str, float] = _OVERLAP,
     total_seconds: float | None = None,
+    lyrics: Sequence[str] = (),
     order: Windows = _WINDOW_AFTER_WINDOW,
     journal: Journal | None = None,
     tell: Callable[[Mapping[str, Cost]], None] | None = None,
@@ -47,7 +56,8 @@ def complete(
     several: "piano; organ". `given` codes [1 or num_songs, K, T] stand as they are at the beginning of their level; a
     level that they leave unfinished and that has no prior is left out of the result. `overlap` is the share of a window
     that the next one sees again. `total_seconds` is how long the priors are told the song is: by default, as long as it
-    gets. `on_level` is told each level that is done, and the seconds it took.
+    gets. `lyrics` are one text for all songs, or one a song, for the priors that hear lyrics. `on_level` is told each
+    level that is done, and the seconds it took.
 
     `order` says which windows are sampled side by side. With a `journal`, each stretch of a window is on the disk
     before the next is sampled, and what an earlier process left there is not sampled again. `tell` hears what each
@@ -62,7 +72,10 @@ def complete(
     codes = _spread_over_songs(codec, given or {}, num_steps, num_songs)
     check_lengths(codec, ordered, num_steps, codes)
     check_labels(ordered, labels, num_songs)
-    check_guidance(samplers, labels)
+    check_lyrics(ordered, lyrics, num_songs)
+    check_guidance(samplers, [*labels, *lyrics])
+    texts = [normalised(text) for text in lyrics or [""]]
+    texts = texts * num_songs if len(texts) == 1 else texts
     overlaps = by_level("overlap", overlap, codec.levels)
     step = now if journal is None else journal.step
     fillings = []  # settled for all levels before hours go into the first
@@ -72,7 +85,7 @@ def complete(
         have = codes[name].shape[-1] if name in codes else 0
         spans = windows(num_steps[name], prior.context_length, overlaps[name], prior.facts.ratio)
         waves = order.waves([span for span in spans if span[1] > have], have, prior.facts.above is not None)
-        fillings.append(Filling(codec, prior, samplers[name], seed, known, waves, order.stretch))
+        fillings.append(Filling(codec, prior, samplers[name], seed, known, texts, waves, order.stretch))
         codes[name] = _with_room(prior.facts.level, num_songs, num_steps[name], codes.get(name))
     batch_sizes = [order.batch_size or int(step(partial(fitting, filling))) for filling in fillings]
     if tell is not None and (journal is None or not journal.reading):

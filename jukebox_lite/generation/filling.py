@@ -13,6 +13,7 @@ from jukebox_lite.generation.journal import Journal
 from jukebox_lite.generation.noise import noise
 from jukebox_lite.generation.windows import Row, Wave, batches
 from jukebox_lite.levels import Codes, Level, Window
+from jukebox_lite.lyrics import window_lyrics
 from jukebox_lite.nn.device import device_of, free_bytes
 from jukebox_lite.priors.base import Prior, Sampler
 from jukebox_lite.progress import progress
@@ -39,6 +40,7 @@ class Filling:
     sampler: Sampler
     seed: int
     labels: dict[str, Tensor]  # [num_songs, ...]
+    lyrics: Sequence[str]  # each song's whole text, normalised
     waves: Sequence[Wave]
     stretch: int  # steps drawn between two saves
 
@@ -109,15 +111,18 @@ class Filling:
         return drawn[..., done:]
 
     def window(self, codes: Codes, rows: Sequence[Row], done: int) -> Window:
-        """What is known of the rows' windows: the level above, `done` steps of the level itself, labels and times."""
+        """What is known of the rows' windows: the level above, `done` steps of their own, labels, times, lyrics."""
         above, ratio = self.prior.facts.above, self.prior.facts.ratio
         within = {above.name: _cut(codes[above.name], rows, ratio)} if above else {}
         if done:
             within[self.level.name] = _cut(codes[self.level.name], rows)[..., :done]
         labels = {name: values[[row.song for row in rows]] for name, values in self.labels.items()}
         if (seconds := step_seconds(self.codec, self.level)) is not None:
-            labels["start_seconds"] = torch.tensor([row.piece.start * seconds for row in rows])
-            labels["end_seconds"] = torch.tensor([row.piece.end * seconds for row in rows])
+            start = labels["start_seconds"] = torch.tensor([row.piece.start * seconds for row in rows])
+            end = labels["end_seconds"] = torch.tensor([row.piece.end * seconds for row in rows])
+            if size := self.prior.num_characters:
+                texts, characters = [self.lyrics[row.song] for row in rows], self.prior.facts.characters
+                labels |= window_lyrics(texts, characters, size, start, end, labels["total_seconds"])
         return Window(within, labels)
 
     def _seconds(self, codes: Codes, rows: Sequence[Row], done: int, stop: int) -> float:

@@ -5,7 +5,7 @@ what it must remember of the past, preallocated for the longest sequence and wri
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from jukebox_lite.errors import InputError
+from jukebox_lite.nn.cross import CrossAttention, Heard, Memory
 from jukebox_lite.nn.dense import Linear
 from jukebox_lite.nn.reach import At, Column, LastSteps, Past, PreviousRow, Reach, Row, steps_at
 
@@ -138,17 +139,22 @@ class SquaredReLU(nn.Module):
 
 
 class Block(nn.Module):
-    """A mixer and a feed-forward layer, each behind a norm and beside a skip."""
+    """A mixer and a feed-forward layer, each behind a norm and beside a skip; between them, attention to a memory."""
+
+    cross: CrossAttention | None  # where Transformer.look_at_memory gave it one
 
     def __init__(self, dim: int, mixer: Mixer, dropout: float):
         super().__init__()
         self.mixer, self.feed_forward = mixer, SquaredReLU(dim)
         self.mixer_norm, self.feed_forward_norm = nn.RMSNorm(dim), nn.RMSNorm(dim)
         self.dropout = nn.Dropout(dropout)
+        self.register_module("cross", None)
 
-    def forward(self, x: Tensor, state: State = None, at: At = 0) -> tuple[Tensor, State]:
+    def forward(self, x: Tensor, state: State = None, at: At = 0, heard: Heard | None = None) -> tuple[Tensor, State]:
         y, state = self.mixer(self.mixer_norm(x), state, at)
         x = x + self.dropout(y)
+        if self.cross is not None and heard is not None:
+            x = x + self.dropout(self.cross(x, heard))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x))), state
 
 
@@ -181,13 +187,34 @@ class Transformer(nn.Module):
         mixers = (module for module in self.blocks.modules() if isinstance(module, Mixer))
         return [mixer.empty_state(batch_size, length) for mixer in mixers]
 
-    def forward(self, x: Tensor, states: list[State] | None = None, at: At = 0) -> tuple[Tensor, list[State]]:
-        """[B, T, D] -> [B, T, D]; with states, `x` goes on at `at`, after all that they have seen."""
-        after = []
-        for block, state in zip(self.blocks, states or [None] * len(self.blocks), strict=True):
+    def look_at_memory(self, dim: int, num_heads: int, every: int) -> None:
+        """Gives every `every`-th block attention to a memory, which starts as the identity too."""
+        for block in self.blocks[every - 1 :: every]:
+            block.add_module("cross", CrossAttention(dim, num_heads))
+
+    def hear(self, memory: Memory | None) -> list[Heard | None]:
+        """A memory as each block sees it, for `forward`; None where a block has no look at it, or there is none."""
+        crosses = [block.cross for block in self.blocks if isinstance(block, Block)]
+        return [None if cross is None or memory is None else cross.hear(memory) for cross in crosses]
+
+    def forward(
+        self,
+        x: Tensor,
+        states: list[State] | None = None,
+        at: At = 0,
+        heard: Sequence[Heard | None] | None = None,
+    ) -> tuple[Tensor, list[State]]:
+        """[B, T, D] -> [B, T, D]; with states, `x` goes on at `at`, after all that they have seen.
+
+        `heard` is what `hear` gave.
+        """
+        after, nothing = [], [None] * len(self.blocks)
+        for block, state, of_memory in zip(self.blocks, states or nothing, heard or nothing, strict=True):
             if self.checkpointing and state is None:  # a state is written to, which cannot be done twice
-                x, state = checkpoint(block, x, use_reentrant=False)  # dropout draws the same again
+                x, state = checkpoint(
+                    block, x, None, at, of_memory, use_reentrant=False
+                )  # dropout draws the same again
             else:
-                x, state = block(x, state, at)
+                x, state = block(x, state, at, of_memory)
             after.append(state)
         return self.norm(x), after

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from jukebox_lite.errors import InputError
 from jukebox_lite.levels import Facts, Window
 from jukebox_lite.nn.device import bytes_of
 from jukebox_lite.nn.reach import At, Place, steps_at
@@ -15,6 +16,7 @@ from jukebox_lite.nn.transformer import Mixer, State, Transformer
 from jukebox_lite.priors.base import Sampler
 from jukebox_lite.priors.codes import NO_CODE, CodeEmbedding, CodeHead, code_vectors, embed_all
 from jukebox_lite.priors.conditioning import Conditioner, Conditioning, condition
+from jukebox_lite.priors.lyrics import Lyrics
 from jukebox_lite.priors.patterns import Parallel, Pattern
 from jukebox_lite.priors.stepwise import Stepwise
 
@@ -50,6 +52,12 @@ class AutoregressivePrior(Stepwise):
         max_length = pattern.length(level.channels, context_length)
         self.transformer = Transformer(dim, depth, num_heads, max_length, mixer, dropout, checkpointing)
         self.conditioners = nn.ModuleDict({name: make(dim=dim, facts=facts) for name, make in conditioners.items()})
+        lyrics = [conditioner for conditioner in self.conditioners.values() if isinstance(conditioner, Lyrics)]
+        if len(lyrics) > 1:
+            raise InputError(f"prior.conditioners: {len(lyrics)} that tell the lyrics, expected one; remove the others")
+        for conditioner in lyrics:
+            self.num_characters = conditioner.num_characters
+            self.transformer.look_at_memory(dim, num_heads, conditioner.every)
 
     def nats(self, window: Window) -> Tensor:
         logits = rearrange(self.logits(window).float(), "b k t v -> b v k t")
@@ -60,7 +68,8 @@ class AutoregressivePrior(Stepwise):
         codes = window.codes[self.facts.level.name]
         num_steps = codes.shape[-1]
         past = self.pattern.apply(codes)[..., :-1]
-        y, _ = self.transformer(self._inputs(past, self._conditioning(window, num_steps)))
+        known = self._conditioning(window, num_steps)
+        y, _ = self.transformer(self._inputs(past, known), heard=known.heard)
         positions = self.pattern.positions(len(self.heads), num_steps, y.device)
         return torch.stack([head(y[:, own]) for head, own in zip(self.heads, positions, strict=True)], 1)
 
@@ -89,12 +98,13 @@ class AutoregressivePrior(Stepwise):
         return bytes_of(self.transformer.empty_state(1, positions)) + positions * self.start.nbytes
 
     def predict(self, past: Tensor, known: Conditioning, states: list[State], at: At) -> Tensor:
-        y, _ = self.transformer(self._inputs(past, known, at), states, at)
+        y, _ = self.transformer(self._inputs(past, known, at), states, at, known.heard)
         return torch.stack([head(y[:, -1]) for head in self.heads], 1)
 
     def _conditioning(self, window: Window, num_steps: int) -> Conditioning:
         """What is known of a window, aligned with the positions: each hears of the newest time step it predicts."""
         known = condition(self.conditioners.values(), window, num_steps)
+        known = replace(known, heard=self.transformer.hear(known.memory))
         if known.aligned is None:
             return known
         newest = self.pattern.steps(len(self.heads), num_steps, known.aligned.device).amax(0)

@@ -33,6 +33,7 @@ class Prior(nn.Module, ABC):
 
     facts: Facts
     context_length: int  # time steps of its level in a window
+    num_characters: int = 0  # of the lyrics that a window is told; 0 where the prior hears none
 
     @abstractmethod
     def nats(self, window: Window) -> Tensor:

@@ -1,7 +1,7 @@
 """Facts about a window, as a transformer can take them in (Jukebox, sections 4.2 and 4.3)."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,18 +11,23 @@ from torch import Tensor, nn
 from jukebox_lite.errors import InputError
 from jukebox_lite.levels import NO_VALUE, Facts, Window
 from jukebox_lite.nn.conv import ConvStack, ResidualStack
+from jukebox_lite.nn.cross import Heard, Memory
 from jukebox_lite.priors.codes import EMBEDDING_SCALE, CodeEmbedding, code_vectors, embed_all
 
 
 @dataclass
 class Conditioning:
-    """The ways into a transformer. Each is None, or a tensor."""
+    """The ways into a transformer. Each may be None."""
 
     aligned: Tensor | None = None  # [B, T, D] added to the input that predicts each step
     start: Tensor | None = None  # [B, D] added to what the sequence begins with
+    memory: Memory | None = None  # [B, S, D] for blocks to look at; of one conditioner
+    heard: Sequence[Heard | None] | None = None  # the memory as each block sees it, once a transformer has heard it
 
     def __add__(self, other: "Conditioning") -> "Conditioning":
-        return Conditioning(_plus(self.aligned, other.aligned), _plus(self.start, other.start))
+        return Conditioning(
+            _plus(self.aligned, other.aligned), _plus(self.start, other.start), self.memory or other.memory
+        )
 
 
 def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:

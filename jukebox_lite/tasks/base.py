@@ -30,7 +30,7 @@ class Task(ABC):
     models: Models  # what is learnt, by name; each gets an optimizer of its own
     forward_methods: tuple[str, ...] = ()  # methods besides forward that compute gradients
     num_validation_batches: int
-    vocabulary: dict[str, list[str]]  # what the labels' indices mean; saved with the run
+    vocabulary: dict[str, list[str]]  # what the indices of labels and lyrics mean; saved with the run
     rate_unit: str  # what `amount` counts, for the progress line: "audio s", "tokens"
     about: str  # lines for people: the songs, what was set aside, what the codes are like
     fingerprints: dict[str, str]  # of the songs, and of the codec that a prior speaks for

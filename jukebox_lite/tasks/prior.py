@@ -8,7 +8,7 @@ from jukebox_lite.codecs.base import Codec
 from jukebox_lite.datasets.code_cache import codec_fingerprint
 from jukebox_lite.datasets.code_windows import CodeWindows
 from jukebox_lite.errors import InputError
-from jukebox_lite.levels import Window
+from jukebox_lite.levels import LYRICS, Window
 from jukebox_lite.nn.device import device_of
 from jukebox_lite.priors.base import Prior, Sampler
 from jukebox_lite.tasks.base import Listening, Metrics, Models, Task, Update
@@ -32,15 +32,17 @@ class PriorTask(Task):
     ):
         self.codec, self.sampler, self.num_clips = codec, sampler, num_clips
         self.windows = windows(codec=codec)
-        self.num_validation_batches, self.vocabulary = num_validation_batches, self.windows.vocabulary
-        self.facts = codec.facts(level, self.vocabulary)
+        self.num_validation_batches, labels = num_validation_batches, self.windows.vocabulary
+        characters = self.windows.characters
+        self.facts = codec.facts(level, labels, characters)
         model = prior(facts=self.facts)
+        self.vocabulary = {**labels, LYRICS: characters} if model.num_characters else labels
         if (above := self.facts.above) and model.context_length % self.facts.ratio:
             raise InputError(
                 f"prior.context_length={model.context_length} is no multiple of {self.facts.ratio}, "
                 f"the steps of level {level} per step of {above.name}"
             )
-        self.context_length = model.context_length
+        self.context_length, self.num_characters = model.context_length, model.num_characters
         for split in ("train", "val"):
             self.batch(split, 0)  # refuses now, and not at the first validation, songs shorter than the context
         self.models = {"prior": model}
@@ -49,7 +51,7 @@ class PriorTask(Task):
         self.fingerprints = {"songs": self.windows.songs.fingerprint(), "codec": codec_fingerprint(codec)}
 
     def batch(self, split: str, step: int) -> Window:
-        return self.windows.batch(split, step, self.facts, self.context_length)
+        return self.windows.batch(split, step, self.facts, self.context_length, self.num_characters)
 
     def amount(self, batch: Window) -> float:
         return batch.codes[self.facts.level.name].numel()

@@ -10,6 +10,7 @@ from jukebox_lite import config
 from jukebox_lite.codecs.base import Codec
 from jukebox_lite.datasets.code_cache import codec_fingerprint
 from jukebox_lite.errors import InputError
+from jukebox_lite.levels import LYRICS
 from jukebox_lite.priors.base import Prior
 from jukebox_lite.training import checkpoint
 from jukebox_lite.training.run import read_fingerprints, read_vocabulary
@@ -39,7 +40,9 @@ def load_prior(run: str) -> tuple[Prior, Codec]:
             f"{run} learnt codes that its codec {cfg.codec.get('run', '')} no longer writes: the codec was trained "
             "further, or replaced; train the prior again under another name"
         )
-    facts = codec.facts(cfg.task.level, read_vocabulary(Path(run)))
+    labels = read_vocabulary(Path(run))
+    characters = labels.pop(LYRICS, [])
+    facts = codec.facts(cfg.task.level, labels, characters)
     prior = _built(run, cfg.prior)(facts=facts)
     _fill(prior, "prior", Path(run))
     return prior, codec
