@@ -32,7 +32,7 @@ from jukebox_lite.errors import InputError, told_in_one_line
 from jukebox_lite.files import write_text
 from jukebox_lite.generation.plots import draw_places, draw_values
 from jukebox_lite.generation.windows import windows as spans_of
-from jukebox_lite.levels import Facts, Window
+from jukebox_lite.levels import LYRICS, Facts, Window
 from jukebox_lite.nn.device import device_of
 from jukebox_lite.priors.base import Prior
 from jukebox_lite.progress import progress
@@ -165,7 +165,7 @@ def _score_song(
     spans = list(spans_of(length, prior.context_length, 0.0, prior.facts.ratio))
     size, done = spans[0][1], 0
     for batch in (spans[at : at + _BATCH_SIZE] for at in range(0, len(spans), _BATCH_SIZE)):
-        window = windows.cut([(song, start) for start, _ in batch], prior.facts, size).to(device)
+        window = windows.cut([(song, start) for start, _ in batch], prior.facts, size, prior.num_characters).to(device)
         new = torch.zeros(len(batch), size, dtype=torch.float64)  # 1 where a step was not in the window before
         for index, (start, end) in enumerate(batch):
             new[index, max(done - start, 0) :] = 1
@@ -185,7 +185,7 @@ def _variants(
     """The window of one song as it is, and told less or wrongly of its labels."""
     yield _TOLD, window
     known = [label for label, own in values.items() if own]
-    if known:
+    if known or LYRICS in window.labels:
         yield _UNTOLD, facts.untold(window)
     for label in known:
         yield f"untold {label}", facts.untold(window, [label])

@@ -11,7 +11,7 @@ from torch import Tensor
 from jukebox_lite.errors import InputError
 from jukebox_lite.interop.openai.vqvae import Shape, shape_of
 from jukebox_lite.interop.openai.weights import check_keys, check_whole, load, plain_keys
-from jukebox_lite.levels import UNKNOWN, Facts, Level, Window
+from jukebox_lite.levels import LYRICS, UNKNOWN, Facts, Level, Window
 from jukebox_lite.nn.conv import ConvStack
 from jukebox_lite.nn.reach import Beginning, Column, Past, PreviousRow, Reach, Row, RowEnds
 from jukebox_lite.priors.conditioning import Conditioner
@@ -146,7 +146,7 @@ def window(hps: Mapping[str, object], z: Tensor, y: Tensor | None = None, z_abov
     """OpenAI's codes z [B, T], those of the level above, and labels y, as a prior of these hyperparameters reads them.
 
     A row of y is: samples of the song, the first sample of the window and how many it has, artist, genres (-1 for
-    none), lyric tokens. Raises InputError on what the prior lacks and on rows that are not its own.
+    none), lyric tokens. Raises InputError on what the prior lacks, on numbers beyond its own and on rows that are not its.
     """
     place, labels = place_of(hps), {}
     codes = {place.level.name: z[:, None]}
@@ -164,9 +164,20 @@ def window(hps: Mapping[str, object], z: Tensor, y: Tensor | None = None, z_abov
             raise InputError(f"y: a window of {length.tolist()} samples; expected this level's {place.num_samples}")
         times = {"total": total, "start": start, "end": start + length}
         labels = {f"{name}_seconds": samples.double() / place.shape.hps["sr"] for name, samples in times.items()}
-        labels |= {"artist": artist[:, None], "genre": y[:, 4 : y.shape[1] - num_tokens]}
-        labels |= {"lyrics": y[:, -num_tokens:]} if num_tokens else {}
+        genres, artists = place.hps["y_bins"]
+        labels |= {
+            "artist": _within("artist", artist[:, None], 0, artists),
+            "genre": _within("genre", y[:, 4 : y.shape[1] - num_tokens], -1, genres),
+        }
+        labels |= {LYRICS: _within("lyric token", y[:, -num_tokens:], 0, place.hps["n_vocab"])} if num_tokens else {}
     return Window(codes, labels)
+
+
+def _within(what: str, numbers: Tensor, least: int, count: int) -> Tensor:
+    """The numbers, which the prior has vectors for. Raises InputError where it has not."""
+    if wrong := numbers[(numbers < least) | (numbers >= count)].tolist():
+        raise InputError(f"y: {what} {wrong[0]}; expected {least} to {count - 1}, of which this prior has learnt")
+    return numbers
 
 
 def place_of(hps: Mapping[str, object]) -> Place:
