@@ -146,7 +146,7 @@ def window(hps: Mapping[str, object], z: Tensor, y: Tensor | None = None, z_abov
     """OpenAI's codes z [B, T], those of the level above, and labels y, as a prior of these hyperparameters reads them.
 
     A row of y is: samples of the song, the first sample of the window and how many it has, artist, genres (-1 for
-    none), lyric tokens. Raises InputError on what the prior lacks, on numbers beyond its own and on rows that are not its.
+    none), lyric tokens. Raises InputError on what the prior lacks, on numbers it has not learnt and on foreign rows.
     """
     place, labels = place_of(hps), {}
     codes = {place.level.name: z[:, None]}
