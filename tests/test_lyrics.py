@@ -368,6 +368,8 @@ def test_two_that_tell_lyrics_are_refused():
         AutoregressivePrior(16, 2, 2, 8, CausalAttention, FACTS, {"one": make, "two": make})
     with pytest.raises(InputError, match="every=0"):
         Lyrics(16, FACTS, every=0)
+    with pytest.raises(InputError, match="every=3: no block of 2 looks at the lyrics"):
+        AutoregressivePrior(16, 2, 2, 8, CausalAttention, FACTS, {"lyrics": partial(Lyrics, every=3)})
 
 
 # --- when they are sung --------------------------------------------------------------------------------------------

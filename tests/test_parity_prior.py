@@ -227,3 +227,11 @@ def test_labels_that_do_not_fit_are_refused():
         openai.window(up.hps, z, y)
     with pytest.raises(InputError, match=r"384.* samples; expected this level's 1536"):
         openai.window(top.hps, z, torch.cat([y[:, :2], y[:, 2:3] // 4, y[:, 3:]], 1))
+    num_genres, num_artists = top.hps["y_bins"]
+    for column, number, says in (
+        (3, num_artists, f"y: artist {num_artists}; expected 0 to {num_artists - 1}"),
+        (3, -1, "y: artist -1; expected 0"),
+        (4, num_genres, f"y: genre {num_genres}; expected -1 to {num_genres - 1}"),
+    ):
+        with pytest.raises(InputError, match=says):
+            openai.window(top.hps, z, y.index_fill(1, torch.tensor([column]), number))

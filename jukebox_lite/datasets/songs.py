@@ -37,10 +37,10 @@ class Song:
 class Songs:
     """The songs of a folder and all its subfolders, by name; hidden files are passed over.
 
-    Labels come from metadata.csv or metadata.jsonl, else from the files' own tags; lyrics from its column of that name,
-    else from a .txt in UTF-8 named as the song beside it. Whole files are held out for
-    validation: those the metadata says, else every `held_out_every`-th. A file that is unreadable, or a song shorter
-    than `min_seconds`, is set aside with its reason, and the rest goes on; so does a song without its .txt.
+    Labels come from metadata.csv or metadata.jsonl, else from the files' own tags; lyrics from the metadata's column of
+    that name, else from a .txt in UTF-8 beside the song, named as it is. Whole files are held out for validation: those
+    the metadata says, else every `held_out_every`-th. A file that is unreadable or shorter than `min_seconds` is set
+    aside with its reason, and the rest goes on; a .txt likewise, and its song goes on without lyrics.
     """
 
     all: tuple[Song, ...]

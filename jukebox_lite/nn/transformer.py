@@ -188,7 +188,11 @@ class Transformer(nn.Module):
         return [mixer.empty_state(batch_size, length) for mixer in mixers]
 
     def look_at_memory(self, dim: int, num_heads: int, every: int) -> None:
-        """Gives every `every`-th block attention to a memory, which starts as the identity too."""
+        """Gives every `every`-th block attention to a memory, which at first adds nothing."""
+        if every > len(self.blocks):
+            raise InputError(
+                f"every={every}: no block of {len(self.blocks)} looks at the lyrics; give it so many at most"
+            )
         for block in self.blocks[every - 1 :: every]:
             block.add_module("cross", CrossAttention(dim, num_heads))
 
