@@ -44,7 +44,8 @@ def attention(prior: AutoregressivePrior, window: Window) -> dict[int, Tensor]:
 
         return hook
 
-    crosses = {layer: block.cross for layer, block in enumerate(prior.transformer.blocks) if block.cross is not None}
+    blocks = enumerate(prior.transformer.blocks)
+    crosses = {layer: block.cross for layer, block in blocks if isinstance(block.cross, CrossAttention)}
     if not crosses:
         raise InputError(
             f"the prior of level {prior.facts.level.name} hears no lyrics: train one of conditioner=lyrics"
@@ -127,7 +128,7 @@ def align(
         heard.index_add_(0, frames, torch.ones(len(frames), 1))
     looked /= heard
     _, path = best_path(looked - looked.mean(0))
-    weight = looked.gather(1, path[:, None])[:, 0]
+    weight = looked.gather(1, path[:, None])[:, 0]  # next to none where nothing is sung
     seconds = (torch.arange(num_frames) + 0.5) * steps * step_seconds
     weights, moments = (torch.zeros(length).index_add_(0, path, each) for each in (weight, weight * seconds))
     met = weights > 0
