@@ -20,7 +20,7 @@ from torch import Tensor
 from jukebox_lite import config
 from jukebox_lite.datasets.code_windows import CodeWindows
 from jukebox_lite.errors import InputError, told_in_one_line
-from jukebox_lite.generation.complete import windows as spans_of
+from jukebox_lite.generation.windows import windows as spans_of
 from jukebox_lite.levels import Window
 from jukebox_lite.priors.base import Prior, Sampler
 from jukebox_lite.training.load import load_prior

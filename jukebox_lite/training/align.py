@@ -27,7 +27,7 @@ from jukebox_lite.datasets.code_windows import CodeWindows
 from jukebox_lite.datasets.songs import Songs
 from jukebox_lite.errors import InputError, told_in_one_line
 from jukebox_lite.files import write_text
-from jukebox_lite.generation.complete import windows as spans_of
+from jukebox_lite.generation.windows import windows as spans_of
 from jukebox_lite.levels import LYRICS, Level, Window
 from jukebox_lite.lyrics import window_lyrics
 from jukebox_lite.nn.device import device_of
