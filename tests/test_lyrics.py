@@ -29,11 +29,12 @@ from jukebox_lite.lyrics import characters_of, first_character, normalised, wind
 from jukebox_lite.nn.linear import GatedDeltaRule
 from jukebox_lite.nn.transformer import CausalAttention, Mixer
 from jukebox_lite.priors.alignment import attention, best_path, progress_of, rank_heads
-from jukebox_lite.priors.autoregressive import AutoregressivePrior, draw, guided
+from jukebox_lite.priors.autoregressive import AutoregressivePrior
 from jukebox_lite.priors.base import Prior, Sampler
 from jukebox_lite.priors.conditioning import Labels, Timing
 from jukebox_lite.priors.lyrics import Lyrics
 from jukebox_lite.priors.patterns import Delay, Flatten, Parallel, Pattern
+from jukebox_lite.priors.stepwise import draw, guided
 from jukebox_lite.training import align as align_command
 
 # --- texts beside the music ----------------------------------------------------------------------------------------
@@ -162,9 +163,9 @@ class Noting(Prior):
     def nats(self, window: Window) -> Tensor:
         raise NotImplementedError
 
-    def sample(self, window: Window, _sampler: Sampler, noise: Tensor) -> Tensor:
+    def sample(self, window: Window, _sampler: Sampler, noise: Tensor, stop: int | None = None) -> Tensor:
         self.told.append(window)
-        return torch.zeros(noise.shape, dtype=torch.int64)
+        return torch.zeros(noise.shape, dtype=torch.int64)[..., :stop]
 
 
 VERSE = "Row, row, row your boat\nGently down the stream"
