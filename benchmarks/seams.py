@@ -79,7 +79,7 @@ def compare(
             continue
         labels = {key: index.expand(arguments.songs, -1) for key, index in prior.facts.indices({}).items()}
         labels["total_seconds"] = torch.full((arguments.songs,), arguments.seconds)
-        filling = Filling(codec, prior, how[name], 0, labels, waves, 1)
+        filling = Filling(codec, prior, how[name], 0, labels, [""] * arguments.songs, waves, 1)
         nats = [surprise_about(filling, codes, places, steps) for codes, _ in (joined, apart)]
         before, after = (nats[0] - nats[1]).flatten(0, 1).split(steps, -1)
         means = [each[..., steps:].mean().item() for each in nats]
