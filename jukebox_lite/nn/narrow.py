@@ -42,16 +42,20 @@ class Int8Linear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
+_WHOLE = 32  # features that torch's kernel takes at once; of other widths it reads beyond its rows, and may crash
 _KINDS = {"bf16": BFloat16Linear, "int8": Int8Linear}
 
 
 def narrow(model: nn.Module, precision: str) -> None:
-    """Makes the model's linear maps "bf16" or "int8", or leaves them "fp32"; all else stays as it is."""
+    """Makes the model's linear maps "bf16" or "int8", or leaves them "fp32"; all else stays as it is.
+
+    Maps of a number of features that is no multiple of 32 stay as they are too; those of a transformer are wide.
+    """
     if precision == "fp32":
         return
     if precision not in _KINDS:
         raise InputError(f"precision={precision}: expected one of fp32, {', '.join(_KINDS)}")
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if isinstance(child, nn.Linear):
+            if isinstance(child, nn.Linear) and child.in_features % _WHOLE == 0:
                 setattr(module, name, _KINDS[precision](child))

@@ -35,6 +35,7 @@ from jukebox_lite.generation.windows import windows as spans_of
 from jukebox_lite.levels import LYRICS, Facts, Window
 from jukebox_lite.nn.device import device_of
 from jukebox_lite.priors.base import Prior
+from jukebox_lite.priors.stepwise import for_sampling
 from jukebox_lite.progress import progress
 from jukebox_lite.training.load import load_prior
 from jukebox_lite.training.run import read_fingerprints
@@ -264,6 +265,7 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", help="a folder of music; else the songs that the run held out")
     parser.add_argument("--all", action="store_true", help="without a folder, the songs that the run learnt from too")
     parser.add_argument("--seconds", type=float, help="from the beginning of each song; all of it if not given")
+    parser.add_argument("--precision", default="fp32", help="of the weights, as in sample.py: what fewer bits cost")
     parser.add_argument("--out", type=Path, help="where to write; else RUN/score/<held_out, all or the folder's name>")
     with told_in_one_line():
         run(parser.parse_args())
@@ -280,11 +282,13 @@ def run(arguments: argparse.Namespace) -> None:
     songs = Songs(arguments.folder) if arguments.folder else own_songs(arguments.run)
     windows = CodeWindows(songs, _BATCH_SIZE, cfg.windows.folder, list(prior.facts.vocabulary), codec)
     chosen = songs.all if arguments.folder or arguments.all else songs.val
+    prior = for_sampling(prior, arguments.precision)
     prior.to(torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu"))
     found = score(prior, windows, {song.name for song in chosen}, arguments.seconds)
     which = songs.root.resolve().name if arguments.folder else "all" if arguments.all else "held_out"
     folder = arguments.out or arguments.run / "score" / which
-    about = {"run": str(arguments.run), "folder": str(songs.root), "which": which, "seconds": arguments.seconds}
+    about = {"run": str(arguments.run), "folder": str(songs.root), "which": which}
+    about |= {"seconds": arguments.seconds, "precision": arguments.precision}
     write(found, folder, about | {"set_aside": dict(songs.set_aside)})
     show(found, Console())
     for name, reason in songs.set_aside:
