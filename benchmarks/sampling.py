@@ -5,10 +5,9 @@
 The shape and weights of `benchmarks.prior`, for both; and a causal AutoregressivePrior of ours of as many weights. Each
 side lives in a process of its own, they take turns, and time is the median, without compiling. At the window's end the
 codes before are read first: the time of a run that stops after one code is taken off, a difference that few codes
-leave to noise. The roofline is the bandwidth of
-a long sum over the bytes of weights that a step reads. The cost of a precision is the mean divergence of its
-distributions from those of full precision, in nats per code, over a window that full precision draws: what its loss
-would be above. Random weights.
+leave to noise. The roofline is the bandwidth of a long sum over the bytes of weights that a step reads. The cost of a
+precision is the mean divergence of its distributions from those of full precision, in nats per code, over a window that
+full precision draws: what its loss would be above. Random weights.
 """
 
 import argparse
