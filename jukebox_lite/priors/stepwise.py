@@ -72,11 +72,13 @@ class Stepwise(Prior):
 
 
 def for_sampling(prior: Prior, precision: str = "fp32", compiled: bool = False) -> Prior:
-    """A copy of the prior that samples with weights of a `precision`, its step a compiled graph if asked for.
+    """The prior, or a copy that samples with weights of a lower `precision`, or with its step as one compiled graph.
 
     The first window compiles. Compiled sums are added in another order: a draw may fall to a neighbour by rounding.
     Raises InputError on an unknown precision, or where there is nothing to compile with.
     """
+    if precision == "fp32" and not compiled:
+        return prior
     prior = copy.deepcopy(prior)
     narrow(prior, precision)
     if compiled:
