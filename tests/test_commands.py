@@ -416,6 +416,8 @@ def mistakes() -> Iterator[tuple[str, str, str]]:
     yield "another loss", f"{codec} loss.weights.l1=1", "terms .* and weights .* must name the same"
     yield "a length that no hop divides", f"{codec} windows.num_samples=1000", "num_samples=1000.*multiple of 128"
     yield "a length too short to judge", f"{codec} windows.num_samples=1024", "num_samples=1024.* 2048 or more"
+    yield "clips that cannot be", f"{codec} task.num_clips=-1", "task.num_clips=-1: expected 0, for none, or more"
+    yield "nothing to judge by", f"{prior} task.num_validation_batches=0", "num_validation_batches=0: expected 1"
     yield "a foreign target", f"{codec} codec._target_=os.system", "codec._target_=os.system is not allowed"
     yield "an unknown group", f"{codec} experimnt=vqvae", "no setting 'experimnt'; did you mean experiment"
     yield "an unknown setting", f"{codec} sed=1", "no setting 'sed'; did you mean seed"

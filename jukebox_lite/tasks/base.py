@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from jukebox_lite.errors import InputError
+
 Metrics = dict[str, Tensor]  # name -> []
 Models = dict[str, Any]  # modules, perhaps in a wrapper whose type does not know their methods
 Update = Callable[[str, Tensor], None]  # update("codec", loss): one descent step of that model
@@ -30,6 +32,7 @@ class Task(ABC):
     models: Models  # what is learnt, by name; each gets an optimizer of its own
     forward_methods: tuple[str, ...] = ()  # methods besides forward that compute gradients
     num_validation_batches: int
+    num_clips: int  # to listen to after a validation
     vocabulary: dict[str, list[str]]  # what the indices of labels and lyrics mean; saved with the run
     rate_unit: str  # what `amount` counts, for the progress line: "audio s", "tokens"
     about: str  # lines for people: the songs, what was set aside, what the codes are like
@@ -61,3 +64,11 @@ class Task(ABC):
     def judge(self, step: int, values: Mapping[str, float]) -> None:
         """Raises InputError where the `values` logged at a validation tell that there is no use in going on."""
         del step, values
+
+
+def check_counts(num_validation_batches: int, num_clips: int) -> None:
+    """Raises InputError on what a task cannot validate with, or let hear."""
+    if num_validation_batches < 1:
+        raise InputError(f"task.num_validation_batches={num_validation_batches}: expected 1 or more")
+    if num_clips < 0:
+        raise InputError(f"task.num_clips={num_clips}: expected 0, for none, or more")

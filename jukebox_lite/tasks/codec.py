@@ -26,7 +26,7 @@ from jukebox_lite.metrics.codecs import (
 )
 from jukebox_lite.metrics.distances import measure
 from jukebox_lite.nn.device import device_of
-from jukebox_lite.tasks.base import Listening, Metrics, Models, Task, Update
+from jukebox_lite.tasks.base import Listening, Metrics, Models, Task, Update, check_counts
 
 Output = dict[str, tuple[Tensor, Quantized]]  # level -> reconstruction [B, C, N] and its quantized latent
 Heard = dict[str, Tensor]  # level -> reconstruction [B, C, N]
@@ -49,6 +49,7 @@ class CodecTask(Task):
         collapse_after: int = 1000,
         balance_gradients: bool = False,
     ):
+        check_counts(num_validation_batches, num_clips)
         self.balance_gradients = balance_gradients
         self.collapse_below, self.collapse_after = collapse_below, collapse_after
         self.models = {"codec": codec}

@@ -11,7 +11,7 @@ from jukebox_lite.errors import InputError
 from jukebox_lite.levels import LYRICS, Window
 from jukebox_lite.nn.device import device_of
 from jukebox_lite.priors.base import Prior, Sampler
-from jukebox_lite.tasks.base import Listening, Metrics, Models, Task, Update
+from jukebox_lite.tasks.base import Listening, Metrics, Models, Task, Update, check_counts
 
 
 class PriorTask(Task):
@@ -30,6 +30,7 @@ class PriorTask(Task):
         num_validation_batches: int = 8,
         num_clips: int = 2,
     ):
+        check_counts(num_validation_batches, num_clips)
         self.codec, self.sampler, self.num_clips = codec, sampler, num_clips
         self.windows = windows(codec=codec)
         self.num_validation_batches, labels = num_validation_batches, self.windows.vocabulary

@@ -63,8 +63,7 @@ class Reporter(Silence):
             tracker.scalars(step, values)
 
     def listening(self, step: int, listening: Listening) -> None:
-        """Something to hear, after `step` steps; without clips there is nothing to write."""
-        if listening.clips:
-            page = write_samples(self.folder, step, listening)
-            for tracker in self._trackers:
-                tracker.listening(step, listening, page)
+        """Something to hear, after `step` steps."""
+        page = write_samples(self.folder, step, listening)
+        for tracker in self._trackers:
+            tracker.listening(step, listening, page)

@@ -244,12 +244,11 @@ def _validate(run: _Fit) -> dict[str, float]:
     """Mean metrics of the averaged models over the validation batches, and samples of them."""
     learner, task, fabric = run.learner, run.learner.task, run.learner.fabric
     means = _means(learner, run.reader)
-    if fabric.is_global_zero:
+    if fabric.is_global_zero and task.num_clips:
         with fabric.autocast():
             seed_torch(learner.seed, 0, fabric.device)
             heard = task.listen(learner.averages)
-        if heard:
-            run.reporter.listening(learner.step, heard)
+        run.reporter.listening(learner.step, heard)
     return means
 
 
