@@ -30,9 +30,8 @@ from rich.table import Table
 from torch import Tensor
 
 from jukebox_lite import config
-from jukebox_lite.levels import Facts, Level
+from jukebox_lite.levels import Facts, Level, Window
 from jukebox_lite.priors.autoregressive import AutoregressivePrior
-from jukebox_lite.priors.conditioning import Conditioning
 
 MIXERS = Path(__file__).parents[1] / "conf" / "mixer"
 NOTES = 32  # codes that are notes; one more is the rest
@@ -113,8 +112,7 @@ def songs(batch_size: int, rests: int, repeats: int, generator: torch.Generator)
 
 def surprise(prior: AutoregressivePrior, codes: Tensor) -> Tensor:
     """Nats [B, T] of every token."""
-    x = prior.inputs(codes[..., :-1], Conditioning(), 0)
-    return F.cross_entropy(prior.logits(prior.transformer(x)[0])[:, 0].mT, codes[:, 0], reduction="none")
+    return prior.nats(Window({"top": codes}))[:, 0]
 
 
 @torch.no_grad()

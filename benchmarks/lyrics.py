@@ -140,9 +140,9 @@ def judge(prior: AutoregressivePrior, songs: Sequence[SungText]) -> dict[str, fl
         for song, other in zip(songs, [*songs[1:], songs[0]], strict=True)
     ]
     nats = {
-        "own lyrics": [prior.loss(batch).total for batch in batches],
-        "no lyrics": [prior.loss(facts.untold(batch, [LYRICS])).total for batch in batches],
-        "another song's": [prior.loss(batch).total for batch in others],
+        "own lyrics": [prior.nats(batch).mean() for batch in batches],
+        "no lyrics": [prior.nats(facts.untold(batch, [LYRICS])).mean() for batch in batches],
+        "another song's": [prior.nats(batch).mean() for batch in others],
     }
     heads = rank_heads(prior, batches)
     best, progress = next(iter(heads.items()))

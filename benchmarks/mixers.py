@@ -68,7 +68,7 @@ def main() -> None:
             *(f"{each['step_seconds'] * 1e3:.2f} ms {each['state'] / 2**20:6.2f} MiB" for each in facts.values()),
         )
     for table in (training, sampling):
-        Console().print(table)
+        Console(width=140).print(table)
     for name, each in memories.items():
         ratios = [after / before for before, after in zip(each, each[1:], strict=False)]
         growth = "linear" if ratios[-1] < LINEAR else "NOT linear"
