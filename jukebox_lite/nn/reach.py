@@ -256,6 +256,11 @@ class Beginning(Reach):
         batch_size, num_heads, length, head_dim = q.shape
         return self._several(q, k, v, self.empty(q, batch_size, num_heads, length, head_dim), 0)
 
+    def weights(self, q: Tensor, k: Tensor) -> Tensor:
+        """How `attend` shares each step's attention out: [B, H, T, S] of the first S = `length` steps, of sum 1."""
+        alike = q.float() @ k[:, :, : self.length].float().mT * q.shape[-1] ** -0.5
+        return alike.masked_fill(~self._met(q, 0, alike.shape[-1]), -torch.inf).softmax(-1)
+
     def _one(self, q: Tensor, k: Tensor, v: Tensor, memory: Tensor, place: Place) -> Tensor:
         _keep(memory, place.step.clamp(max=self.length), k, v)
         k, v = memory[:, :, :, :-1]
@@ -265,8 +270,11 @@ class Beginning(Reach):
         whole = torch.cat([memory[:, :, :, : min(start, self.length)], torch.stack([k, v])], 3)[:, :, :, : self.length]
         memory[:, :, :, : whole.shape[3]] = whole
         k, v = whole
-        met = torch.arange(k.shape[2], device=q.device) <= _steps(start, start + q.shape[2], q)[:, None]
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=met)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=self._met(q, start, k.shape[2]))
+
+    def _met(self, q: Tensor, start: int, count: int) -> Tensor:
+        """Which of the first `count` steps each of the queries from `start` on meets: [T, count]."""
+        return torch.arange(count, device=q.device) <= _steps(start, start + q.shape[2], q)[:, None]
 
 
 def _checked(length: int) -> int:

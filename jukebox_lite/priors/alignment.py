@@ -5,18 +5,23 @@ and head for each model by hand; here each is scored, and the best is taken.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jukebox_lite.errors import InputError
 from jukebox_lite.levels import LYRICS, NO_VALUE, Window
 from jukebox_lite.lyrics import first_character
-from jukebox_lite.nn.cross import CrossAttention, Heard
+from jukebox_lite.nn.cross import CrossAttention
+from jukebox_lite.nn.reach import Beginning
 from jukebox_lite.priors.autoregressive import AutoregressivePrior
+from jukebox_lite.priors.jukebox import JukeboxAttention, JukeboxPrior
+
+Listener = AutoregressivePrior | JukeboxPrior  # a prior that may hear lyrics
+Looking = Callable[..., Tensor]  # what a layer's forward takes -> its attention [B, H, T, 1 + S]
 
 _FRAME_SECONDS = 0.02  # a song is aligned in frames of about this
 
@@ -30,35 +35,51 @@ class Head:
 
 
 @torch.no_grad()
-def attention(prior: AutoregressivePrior, window: Window) -> dict[int, Tensor]:
+def attention(prior: Listener, window: Window) -> dict[int, Tensor]:
     """How each step's attention is shared out among the window's characters: by layer, [B, H, T, S].
 
-    What of it goes to nothing sung is missing from a sum of 1. A step of several codebooks looks when its first is
-    predicted. Raises InputError on a prior that hears no lyrics.
+    What of it goes to something else, or to nothing sung, is missing from a sum of 1. A step of several codebooks looks
+    when its first is predicted. Raises InputError on a prior that hears no lyrics.
     """
     layers: dict[int, Tensor] = {}
 
-    def note(layer: int) -> Callable[[CrossAttention, tuple[Tensor, Heard]], None]:
-        def hook(cross: CrossAttention, arguments: tuple[Tensor, Heard]) -> None:
-            layers[layer] = cross.weights(*arguments)[..., 1:]
+    def note(layer: int, weights: Looking) -> Callable[[nn.Module, tuple], None]:
+        def hook(_: nn.Module, arguments: tuple) -> None:
+            layers[layer] = weights(*arguments)
 
         return hook
 
-    blocks = enumerate(prior.transformer.blocks)
-    crosses = {layer: block.cross for layer, block in blocks if isinstance(block.cross, CrossAttention)}
-    if not crosses:
+    looking = list(_looking(prior))
+    if not looking:
         raise InputError(
             f"the prior of level {prior.facts.level.name} hears no lyrics: train one of conditioner=lyrics"
         )
-    hooks = [cross.register_forward_pre_hook(note(layer)) for layer, cross in crosses.items()]
+    hooks = [module.register_forward_pre_hook(note(layer, weights)) for layer, module, weights in looking]
     try:
         codes = window.codes[prior.facts.level.name]
         prior.logits(window)
     finally:
         for hook in hooks:
             hook.remove()
-    first = prior.pattern.positions(codes.shape[1], codes.shape[2], codes.device)[0]
-    return {layer: weights[:, :, first] for layer, weights in layers.items()}
+    if isinstance(prior, AutoregressivePrior):
+        steps = prior.pattern.positions(codes.shape[1], codes.shape[2], codes.device)[0]
+    else:  # the codes stand behind the characters
+        steps = torch.arange(codes.shape[2], device=codes.device) + prior.num_characters
+    # The first place is nothing sung, or what the sequence begins with, from which the first character is predicted.
+    return {layer: weights[:, :, steps, 1 : 1 + prior.num_characters] for layer, weights in layers.items()}
+
+
+def _looking(prior: Listener) -> Iterator[tuple[int, nn.Module, Looking]]:
+    """The layers that look at lyrics and little else, by number."""
+    if isinstance(prior, AutoregressivePrior):
+        for layer, block in enumerate(prior.transformer.blocks):
+            if isinstance(block.cross, CrossAttention):
+                yield layer, block.cross, block.cross.weights
+    elif prior.num_characters:
+        for layer, block in enumerate(prior.transformer.blocks):
+            mixer = block.mixer
+            if isinstance(mixer, JukeboxAttention) and isinstance(mixer.reach, Beginning):
+                yield layer, mixer, lambda x, *_, mixer=mixer: mixer.weights(x)
 
 
 def progress_of(weights: Tensor) -> Tensor:
@@ -84,7 +105,7 @@ def best_path(gains: Tensor) -> tuple[Tensor, Tensor]:
     return value / gains.shape[-2], torch.stack(path[::-1], -1)
 
 
-def rank_heads(prior: AutoregressivePrior, windows: Iterable[Window]) -> dict[Head, float]:
+def rank_heads(prior: Listener, windows: Iterable[Window]) -> dict[Head, float]:
     """`progress_of` each head, the mean over all windows that are told lyrics, the best first.
 
     Raises InputError where there is no such window.
@@ -102,7 +123,7 @@ def rank_heads(prior: AutoregressivePrior, windows: Iterable[Window]) -> dict[He
 
 
 def align(
-    prior: AutoregressivePrior,
+    prior: Listener,
     head: Head,
     windows: Iterable[tuple[int, Window]],
     length: int,

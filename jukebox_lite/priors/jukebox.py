@@ -13,11 +13,11 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from jukebox_lite.errors import InputError
-from jukebox_lite.levels import Facts, Window
+from jukebox_lite.levels import LYRICS, Facts, Window
 from jukebox_lite.nn.conv import ConvStack, ResidualStack, TransposedConv, conv
 from jukebox_lite.nn.dense import Linear, linear
 from jukebox_lite.nn.device import bytes_of
-from jukebox_lite.nn.reach import At, Place, Reach, steps_at
+from jukebox_lite.nn.reach import At, Beginning, Place, Reach, steps_at
 from jukebox_lite.nn.transformer import Mixer, State
 from jukebox_lite.priors.base import Loss, Sampler
 from jukebox_lite.priors.conditioning import Conditioner, Conditioning, condition
@@ -38,9 +38,19 @@ class JukeboxAttention(Mixer):
         return self.reach.empty(self.out.bias, batch_size, self.num_heads, length, self.head_dim)
 
     def forward(self, x: Tensor, state: State = None, at: At = 0) -> tuple[Tensor, State]:
-        q, k, v = rearrange(self.qkv(x), "b t (three h e) -> three b h t e", three=3, h=self.num_heads)
+        q, k, v = self._heads(x)
         y = self.reach.attend(q, k, v) if state is None else self.reach.go_on(q, k, v, state, at)
         return self.out(rearrange(y, "b h t e -> b t (h e)")), state
+
+    def weights(self, x: Tensor) -> Tensor:
+        """How a sequence shares out its attention to the beginning, of a layer that sees no more: [B, H, T, S]."""
+        assert isinstance(self.reach, Beginning)
+        q, k, _ = self._heads(x)
+        return self.reach.weights(q, k)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """Queries, keys and values [3, B, H, T, E]."""
+        return rearrange(self.qkv(x), "b t (three h e) -> three b h t e", three=3, h=self.num_heads)
 
 
 class CrossAttention(nn.Module):
@@ -332,10 +342,10 @@ class JukeboxPrior(Stepwise):
         return torch.cat([lyrics, codes[:, 0] + self.prefix.vocab_size], 1)
 
     def _lyrics(self, window: Window, batch_size: int, device: torch.device) -> Tensor:
-        """Tokens of the lyrics [B, S], as many as the prior reads; 0 where the window has none."""
+        """Tokens of the lyrics [B, S], as many as the prior reads; 0 where the window has none, or fewer."""
         num_tokens = self.prefix.num_tokens if self.encoder is None else self.encoder.num_tokens
         nothing = torch.zeros(batch_size, num_tokens, dtype=torch.int64, device=device)
-        return window.labels.get("lyrics", nothing) if num_tokens else nothing
+        return window.labels.get(LYRICS, nothing).clamp(min=0) if num_tokens else nothing
 
     def _condition(self, window: Window, batch_size: int, length: int) -> tuple[Conditioning, Tensor | None]:
         """What is known of every step of the stream, and the lyrics' memory."""

@@ -7,7 +7,7 @@ from torch import nn
 from jukebox_lite.errors import InputError
 from jukebox_lite.levels import Facts
 from jukebox_lite.nn.dense import Linear
-from jukebox_lite.nn.reach import Column, PreviousRow, Reach, Row
+from jukebox_lite.nn.reach import Beginning, Column, Past, PreviousRow, Reach, Row
 from jukebox_lite.priors.conditioning import Conditioner
 from jukebox_lite.priors.jukebox import (
     JukeboxAbove,
@@ -17,16 +17,21 @@ from jukebox_lite.priors.jukebox import (
     JukeboxPrior,
     JukeboxTiming,
     JukeboxTransformer,
+    LyricPrefix,
     upward_stack,
 )
+from jukebox_lite.priors.lyrics import check_characters
 
 _CYCLE: tuple[Callable[[int], Reach], ...] = (Row, Column, PreviousRow)
+_EVERY = 16  # layers, of which the last looks at the lyrics or at all of the past
 
 
 class JukeboxRecipe(JukeboxPrior):
     """As "small_prior" and "small_upsampler" were built: factored attention a quarter of the width, narrow layers.
 
-    Artist and genre are told where `windows.labels` names both, and at the top the time as well; lyrics are not.
+    Artist and genre are told where `windows.labels` names both, and at the top the time as well. With `num_characters`
+    the text around the window goes before the codes in one sequence, as in the published model that sings; each of its
+    characters, which are predicted too, counts `lyric_weight` of what a code counts.
     """
 
     def __init__(
@@ -41,15 +46,25 @@ class JukeboxRecipe(JukeboxPrior):
         above_width: int = 128,
         above_depth: int = 16,
         max_seconds: float = 600.0,
+        num_characters: int = 0,
+        lyric_weight: float = 0.4,
     ):
-        """The context is laid out as `num_rows` rows. `above_*` are of the convolutions over the level above."""
-        level, above = facts.level, facts.above
+        """The sequence is laid out as `num_rows` rows. `above_*` are of the convolutions over the level above."""
+        level, above, length = facts.level, facts.above, num_characters + context_length
         if level.channels != 1:
             raise InputError(f"Jukebox's priors have one codebook a level, and level {level.name} has {level.channels}")
-        if context_length % num_rows:
-            raise InputError(f"prior.num_rows={num_rows}: expected a divisor of context_length={context_length}")
+        if length % num_rows:
+            raise InputError(
+                f"prior.num_rows={num_rows}: expected a divisor of {length}, prior.num_characters + context_length"
+            )
         if dim % (4 * num_heads):
             raise InputError(f"prior.num_heads={num_heads}: expected a divisor of {dim // 4}, the width of attention")
+        if num_characters < 0:
+            raise InputError(f"prior.num_characters={num_characters}: expected 0, for no lyrics, or more")
+        if num_characters:
+            check_characters(facts)
+            if depth < _EVERY:
+                raise InputError(f"prior.depth={depth}: only layer {_EVERY} looks at lyrics; give that many, or more")
         conditioners: dict[str, Conditioner] = {}
         labelled = {"artist", "genre"} <= facts.vocabulary.keys()
         if labelled:
@@ -62,9 +77,12 @@ class JukeboxRecipe(JukeboxPrior):
         elif labelled and level.hop_length and facts.sample_rate:
             seconds, hop_length = (0.0, max_seconds), level.hop_length
             conditioners["timing"] = JukeboxTiming(dim, 64, context_length, facts.sample_rate, hop_length, seconds)
-        reaches = [_CYCLE[layer % 3](context_length // num_rows) for layer in range(depth)]
+        reaches = [_reach(layer, length // num_rows, num_characters, num_rows) for layer in range(depth)]
         blocks = [JukeboxBlock(dim, dim, JukeboxAttention(dim, dim // 4, num_heads, each), 1.0) for each in reaches]
-        super().__init__(facts, JukeboxTransformer(level.codebook_size, dim, context_length, blocks), conditioners)
+        prefix = LyricPrefix(num_characters, len(facts.characters)) if num_characters else LyricPrefix(0, 0)
+        transformer = JukeboxTransformer(prefix.vocab_size + level.codebook_size, dim, length, blocks)
+        super().__init__(facts, transformer, conditioners, prefix, lyric_weight)
+        self.num_characters = num_characters
         self._begin(init_scale)
 
     def _begin(self, scale: float) -> None:
@@ -82,6 +100,13 @@ class JukeboxRecipe(JukeboxPrior):
         for parameter in (self.transformer.positions, self.start):
             if parameter is not None:
                 nn.init.normal_(parameter, std=0.01 * scale)
+
+
+def _reach(layer: int, row_length: int, num_characters: int, num_rows: int) -> Reach:
+    """What a layer attends to: factored, but for those that a prior of lyrics has to look at them and at everything."""
+    if num_characters and layer % _EVERY == _EVERY - 1:
+        return Past() if layer % 3 == 2 else Beginning((num_characters // num_rows + 1) * num_rows)
+    return _CYCLE[layer % 3](row_length)
 
 
 def _prime_factors(number: int) -> Iterator[int]:

@@ -32,11 +32,7 @@ class Lyrics(Conditioner):
         self, dim: int, facts: Facts, num_characters: int = 512, width: int = 128, depth: int = 3, every: int = 2
     ):
         super().__init__()
-        if len(facts.characters) < 2:
-            raise InputError(
-                "conditioner lyrics: no training song has any; give a lyrics column of metadata.csv, or a .txt named "
-                "as the song beside it"
-            )
+        check_characters(facts)
         if num_characters < 1 or every < 1:
             raise InputError(f"conditioner lyrics: num_characters={num_characters}, every={every}: expected 1 or more")
         self.num_characters, self.every = num_characters, every
@@ -58,6 +54,15 @@ class Lyrics(Conditioner):
         steps = (torch.arange(length, device=places.device) + 0.5) / length
         aligned = EMBEDDING_SCALE * self.place(_waves(steps)).expand(len(x), -1, -1)
         return Conditioning(aligned=aligned, memory=Memory(x, F.pad(present, (1, 0), value=True)))
+
+
+def check_characters(facts: Facts) -> None:
+    """Raises InputError where there is no text to learn from."""
+    if len(facts.characters) < 2:
+        raise InputError(
+            "lyrics: no training song has any; give a lyrics column of metadata.csv, or a .txt named as the song "
+            "beside it"
+        )
 
 
 class _Near(nn.Module):

@@ -31,8 +31,7 @@ from jukebox_lite.generation.windows import windows as spans_of
 from jukebox_lite.levels import LYRICS, Level, Window
 from jukebox_lite.lyrics import window_lyrics
 from jukebox_lite.nn.device import device_of
-from jukebox_lite.priors.alignment import Head, align, rank_heads
-from jukebox_lite.priors.autoregressive import AutoregressivePrior
+from jukebox_lite.priors.alignment import Head, Listener, align, rank_heads
 from jukebox_lite.priors.base import Prior
 from jukebox_lite.progress import progress
 from jukebox_lite.training.load import load_prior
@@ -53,7 +52,7 @@ class Aligned:
 
 
 @torch.no_grad()
-def align_songs(prior: AutoregressivePrior, windows: CodeWindows, names: Collection[str]) -> Aligned:
+def align_songs(prior: Listener, windows: CodeWindows, names: Collection[str]) -> Aligned:
     """Aligns the songs of these names that have lyrics, with the head that follows all their texts best."""
     songs = [song for song in windows.cache.songs if song.name in names and windows.lyrics[song.name]]
     level = prior.facts.level
@@ -71,7 +70,7 @@ def align_songs(prior: AutoregressivePrior, windows: CodeWindows, names: Collect
             other = windows.lyrics[songs[(index + 1) % len(songs)].name]
             for _, window in heard(song):
                 num_windows += 1
-                totals.update({told: prior.loss(each).total.item() for told, each in _told(prior, window, other)})
+                totals.update({told: prior.nats(each).mean().item() for told, each in _told(prior, window, other)})
             text, num_steps = windows.lyrics[song.name], _num_steps(windows, song, level)
             seconds = align(prior, best, heard(song), len(text), num_steps, step_seconds)
             found[song.name] = (text, seconds.tolist())
@@ -135,7 +134,7 @@ def main() -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Does what the command line says, on this machine's accelerator if it has one."""
     prior, codec = load_prior(str(arguments.run))
-    if not isinstance(prior, AutoregressivePrior) or not prior.num_characters:
+    if not isinstance(prior, Listener) or not prior.num_characters:
         raise InputError(f"{arguments.run}: its prior hears no lyrics; give a run of conditioner=lyrics")
     cfg = config.read(arguments.run / "config.yaml")
     songs = Songs(arguments.folder) if arguments.folder else own_songs(arguments.run)
