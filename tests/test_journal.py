@@ -15,7 +15,8 @@ from tiny import World, child, command
 from torch import Tensor
 
 from jukebox_lite.errors import InputError
-from jukebox_lite.generation.journal import Journal, fingerprint_of
+from jukebox_lite.generation import journal as journal_module
+from jukebox_lite.generation.journal import Journal, Steps, fingerprint_of
 
 FACTS = {"seed": 0, "fingerprints": {"priors": {"top": "abc"}}}
 
@@ -46,8 +47,22 @@ def test_steps_are_taken_once(tmp_path: Path):
         )
 
 
-def test_a_file_cut_anywhere_gives_a_beginning_and_goes_on(tmp_path: Path):
+def test_the_time_of_a_step_is_that_of_when_it_was_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """However long ago, and however little its reading takes."""
+    monkeypatch.setattr(journal_module.time, "perf_counter", itertools.count().__next__)  # a second a look
+    for count in (2, 5):
+        with Journal(tmp_path / "journal", FACTS) as journal:
+            for taken, number in enumerate(numbers(count), 1):
+                journal.step(lambda number=number: number)
+                assert journal.seconds == taken
+    steps = Steps()
+    steps.step(lambda: torch.zeros(1))
+    assert steps.seconds == 1 and not steps.reading
+
+
+def test_a_file_cut_anywhere_gives_a_beginning_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """As a kill in the middle of a write leaves it; what follows is the file that no kill ever touched."""
+    monkeypatch.setattr(journal_module.time, "perf_counter", lambda: 0.0)  # which it tells, too
     path = tmp_path / "journal"
     kept(path, 4)
     whole, last = path.read_bytes(), 4

@@ -4,7 +4,6 @@ The modes of Jukebox (section 4.4) are gifts: nothing (ancestral), the first sec
 (primed, continued), or the whole top level (upsampling).
 """
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -22,7 +21,7 @@ from jukebox_lite.generation.checks import (
     check_lyrics,
 )
 from jukebox_lite.generation.filling import Cost, Filling, fitting, step_seconds
-from jukebox_lite.generation.journal import Journal, now
+from jukebox_lite.generation.journal import Journal, Steps
 from jukebox_lite.generation.windows import Sequential, Windows, windows
 from jukebox_lite.levels import Codes, Level
 from jukebox_lite.lyrics import normalised
@@ -57,7 +56,7 @@ def complete(
     level that they leave unfinished and that has no prior is left out of the result. `overlap` is the share of a window
     that the next one sees again. `total_seconds` is how long the priors are told the song is: by default, as long as it
     gets. `lyrics` are one text for all songs, or one a song, for the priors that hear lyrics. `on_level` is told each
-    level that is done, and the seconds it took.
+    level that is done, and the seconds its steps took, whichever process took them.
 
     `order` says which windows are sampled side by side. With a `journal`, each stretch of a window is on the disk
     before the next is sampled, and what an earlier process left there is not sampled again. `tell` hears what each
@@ -77,7 +76,7 @@ def complete(
     texts = [normalised(text) for text in lyrics or [""]]
     texts = texts * num_songs if len(texts) == 1 else texts
     overlaps = by_level("overlap", overlap, codec.levels)
-    step = now if journal is None else journal.step
+    steps = Steps() if journal is None else journal
     fillings = []  # settled for all levels before hours go into the first
     for prior in ordered:
         name = prior.facts.level.name
@@ -87,14 +86,14 @@ def complete(
         waves = order.waves([span for span in spans if span[1] > have], have, prior.facts.above is not None)
         fillings.append(Filling(codec, prior, samplers[name], seed, known, texts, waves, order.stretch))
         codes[name] = _with_room(prior.facts.level, num_songs, num_steps[name], codes.get(name))
-    batch_sizes = [order.batch_size or int(step(partial(fitting, filling))) for filling in fillings]
-    if tell is not None and (journal is None or not journal.reading):
+    batch_sizes = [order.batch_size or int(steps.step(partial(fitting, filling))) for filling in fillings]
+    if tell is not None and not steps.reading:
         costs = [filling.cost(codes, size) for filling, size in zip(fillings, batch_sizes, strict=True)]
         tell({filling.level.name: cost for filling, cost in zip(fillings, costs, strict=True) if cost.seconds})
     for filling, batch_size in zip(fillings, batch_sizes, strict=True):
-        began = time.monotonic()
-        filling.fill(codes, batch_size, journal)
-        on_level(filling.level.name, time.monotonic() - began)
+        before = steps.seconds
+        filling.fill(codes, batch_size, steps)
+        on_level(filling.level.name, steps.seconds - before)
     names = [level.name for level in codec.levels if level.name in codes]
     return {name: codes[name] for name in names if codes[name].shape[-1] == num_steps[name]}
 

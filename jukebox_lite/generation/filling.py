@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from jukebox_lite.codecs.base import Codec
-from jukebox_lite.generation.journal import Journal
+from jukebox_lite.generation.journal import Steps
 from jukebox_lite.generation.noise import noise
 from jukebox_lite.generation.windows import Row, Wave, batches
 from jukebox_lite.levels import Codes, Level, Window
@@ -49,7 +49,7 @@ class Filling:
         """The level that is filled."""
         return self.prior.facts.level
 
-    def fill(self, codes: Codes, batch_size: int, journal: Journal | None) -> None:
+    def fill(self, codes: Codes, batch_size: int, steps: Steps) -> None:
         """Draws what is missing into codes[level] [num_songs, K, T], from the level above in `codes`."""
         own = codes[self.level.name]
         num_windows, finished = sum(map(len, self.waves)) * len(own), 0
@@ -57,9 +57,8 @@ class Filling:
         with progress(f"sampling {self.level.name}", drawn, "codes") as advance:
             for rows in batches(self.waves, len(own), batch_size):
                 for done, stop in self._stretches(rows):
-                    known = journal is not None and journal.reading
-                    make = partial(self._draw, codes, rows, done, stop)
-                    new = journal.step(make) if journal else make()
+                    known = steps.reading
+                    new = steps.step(partial(self._draw, codes, rows, done, stop))
                     for row, song in zip(rows, new, strict=True):
                         own[row.song, :, row.piece.start + done : row.piece.start + stop] = song
                     finished += len(rows) if rows[0].piece.start + stop == rows[0].piece.end else 0

@@ -2,13 +2,14 @@
 reading. After kill -9, or a power cut, at any moment the same steps go on from the last that is whole.
 
 The format is a line, and records: each a length in 8 bytes, the SHA-256 of all records so far, and the record itself, a
-tensor as safetensors. The first is what the computation depends on, as JSON.
+tensor and the seconds that it took as safetensors. The first is what the computation depends on, as JSON.
 """
 
 import fcntl
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +23,7 @@ from jukebox_lite.errors import InputError
 from jukebox_lite.files import sync
 from jukebox_lite.settings import refuse_changes
 
-_FORMAT = b"jukebox_lite journal 1\n"
+_FORMAT = b"jukebox_lite journal 2\n"
 
 
 def fingerprint_of(tensors: Mapping[str, Tensor]) -> str:
@@ -34,20 +35,33 @@ def fingerprint_of(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:12]
 
 
-def now(make: Callable[[], Tensor]) -> Tensor:
-    """A step that no journal keeps."""
-    return make()
+class Steps:
+    """Steps of a computation that nothing keeps; `seconds` is what they took together."""
+
+    reading = False  # whether there are steps left that were taken before
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def step(self, make: Callable[[], Tensor]) -> Tensor:
+        """What `make` gives."""
+        began = time.perf_counter()
+        tensor = make()
+        self.seconds += time.perf_counter() - began
+        return tensor
 
 
-class Journal:
+class Journal(Steps):
     """Repeats a sequence of steps, as far as they were taken before, from a file; a context, closed at its end.
 
-    What the steps make must follow from `facts`, and from the steps before. Opening makes the file; it raises
+    What the steps make must follow from `facts`, and from the steps before; `seconds` counts what they took when they
+    were taken. Opening makes the file; it raises
     InputError where another process has it open, and where steps were taken with other facts. A file without steps is
     gone at the end: what was refused at once leaves its name free.
     """
 
     def __init__(self, path: Path, facts: Mapping[str, Any]):
+        super().__init__()
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file: BinaryIO = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
@@ -61,17 +75,19 @@ class Journal:
 
     @property
     def reading(self) -> bool:
-        """Whether there are steps left that were taken before."""
         return self._next is not None
 
     def step(self, make: Callable[[], Tensor]) -> Tensor:
         """What `make` gives; read, if this step was taken before, and else on the disk when this returns."""
         if self._next is not None:
-            tensor = load(self._next)["made"]
+            record = load(self._next)
+            self.seconds += float(record["seconds"])
             self._next = self._read()
-            return tensor
-        tensor = make()
-        self._write(save({"made": tensor.contiguous()}))
+            return record["made"]
+        before = self.seconds
+        tensor = super().step(make)
+        taken = torch.tensor(self.seconds - before, dtype=torch.float64)
+        self._write(save({"made": tensor.contiguous(), "seconds": taken}))
         self._empty = False
         return tensor
 
