@@ -4,10 +4,13 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import yaml
 from matplotlib.image import imread
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from jukebox_lite.errors import InputError
 from jukebox_lite.files import staged, write_text
 from jukebox_lite.generation.report import Clip, Section, write_page
 from jukebox_lite.tasks.base import Listening
@@ -68,6 +71,62 @@ class TensorBoard(Tracker):
     def close(self) -> None:
         """Write the last events."""
         self.writer.close()
+
+
+class WeightsAndBiases(Tracker):
+    """A run of Weights & Biases, kept in <folder>/wandb; resuming goes on with the run whose id <folder>/wandb_id names.
+
+    `mode` is online, or offline, which sends nothing (`wandb sync` does so later); None: as WANDB_MODE says. W&B knows no
+    way back: steps that a resumed run repeats are drawn on top of themselves. Raises InputError where wandb is not
+    installed or refuses to start.
+    """
+
+    def __init__(self, folder: Path, step: int, project: str = "jukebox_lite", mode: str | None = None) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise InputError(
+                "tracker=wandb: the package is not installed: pip install -c constraints.txt -e '.[wandb]', "
+                "or choose tracker=tensorboard"
+            ) from None
+        known, config = folder / "wandb_id", folder / "config.yaml"
+        if not known.exists():
+            write_text(known, wandb.util.generate_id())
+        try:
+            self.run = wandb.init(
+                project=project,
+                name=folder.name,
+                dir=folder,
+                id=known.read_text(encoding="utf-8"),
+                resume="allow",
+                mode=mode,  # pyright: ignore[reportArgumentType]  a plain str, checked by wandb
+                config=yaml.safe_load(config.read_text(encoding="utf-8")) if config.exists() else None,
+                settings=wandb.Settings(silent=True, console="off"),
+            )
+        except (wandb.Error, ValueError) as error:  # pydantic's errors are ValueErrors
+            told = str(error).splitlines()[0]
+            raise InputError(f"tracker=wandb: {told}; run 'wandb login' first, or set tracker.mode=offline") from error
+        self.run.define_metric("*", step_metric="step")
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """One curve a name."""
+        self.run.log({"step": step, **values})
+
+    def listening(self, step: int, listening: Listening, page: Path) -> None:
+        """A player and a picture a clip."""
+        import wandb
+
+        media: dict[str, Any] = {"step": step}
+        pictures = sorted(page.glob("*-mels.png"))
+        for (title, audio), picture in zip(listening.clips.items(), pictures, strict=True):
+            samples = audio.detach().float().cpu().clamp(-1, 1).T.numpy()  # [N, C]
+            media[f"audio/{title}"] = wandb.Audio(samples, sample_rate=listening.sample_rate)
+            media[f"spectrogram/{title}"] = wandb.Image(str(picture))
+        self.run.log(media)
+
+    def close(self) -> None:
+        """Send what is still to be sent."""
+        self.run.finish()
 
 
 class Journal(Tracker):

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 from lightning_fabric import Fabric
@@ -94,8 +93,8 @@ class Trainer:
         """Train to `max_steps`, from the last whole checkpoint in `folder` if it has one; returns the best score.
 
         Raises TrainingDiverged on a loss or gradient that is not finite, InputError where the task sees no use in going
-        on, and SystemExit(128 + signal) after Ctrl-C or SIGTERM, when a checkpoint is saved. On several devices every
-        process calls this; the first one writes.
+        on, and SystemExit(128 + signal) after Ctrl-C, SIGTERM or SIGUSR2, when a checkpoint is saved. On several devices
+        every process calls this; the first one writes.
         """
         learner = self._learner(task, seed)
         lines: list[str] = []
@@ -278,8 +277,10 @@ def _save(run: _Fit, score: float | None) -> Path | None:
     return path
 
 
-def _leave(run: _Fit, signal: int, path: Path | None) -> NoReturn:
-    """Say where the run was saved, and exit as a process does that obeys the signal."""
-    run.reporter.say(f"stopped after step {run.learner.step:,}, saved in {path}; the same command resumes")
+def _leave(run: _Fit, signal: int, path: Path | None) -> None:
+    """Say where the run was saved, and exit as a process does that obeys the signal, or as its scheduler does."""
+    run.reporter.say(f"saved after step {run.learner.step:,} in {path}; the same command resumes")
+    if run.interruption.hand_over(signal):
+        return
     # The first process kills itself when it sees another one fail (Fabric's observer): the others leave in peace.
     raise SystemExit(128 + signal if run.learner.fabric.is_global_zero else 0)

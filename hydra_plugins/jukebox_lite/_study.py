@@ -1,0 +1,91 @@
+"""A search with Optuna that outlives its process. Hydra imports no plugin's file that begins with an underscore."""
+
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import optuna
+from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.plugins.launcher import Launcher
+from optuna.samplers import BaseSampler
+from optuna.trial import Trial, TrialState
+
+from jukebox_lite.settings import refuse_changes
+
+
+def search(
+    folder: Path,
+    launcher: Launcher,
+    overrides: Iterable[Override],
+    *,
+    sampler: Callable[..., BaseSampler],
+    num_trials: int,
+    batch_size: int,
+    seed: int,
+) -> None:
+    """Launch trials until the study in `folder` has `num_trials`; first those that were cut off.
+
+    Of settings given twice the last one holds. Raises InputError where the study was begun with other settings, and, at
+    the end, what the first job raised that failed by a fault of ours.
+    """
+    settings = {override.key_or_group: override for override in overrides}
+    study = _open(folder, {name: str(override.input_line).partition("=")[2] for name, override in settings.items()})
+    begun = [Trial(study, trial._trial_id) for trial in study.trials if not trial.state.is_finished()]
+    faults = []
+    while batch := _neighbours(begun[:batch_size]) or _ask(study, sampler, num_trials, batch_size, seed):
+        begun = begun[len(batch) :]
+        jobs = [[_word(override, trial) for override in settings.values()] for trial in batch]
+        for trial, job in zip(batch, launcher.launch(jobs, batch[0].number), strict=True):
+            try:
+                study.tell(trial, job.return_value)
+            except Exception as fault:
+                study.tell(trial, state=TrialState.FAIL)
+                faults.append(fault)
+    if faults:
+        raise faults[0]
+
+
+def _open(folder: Path, settings: dict[str, str]) -> optuna.Study:
+    """The study that is kept in `folder`."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    folder.mkdir(parents=True, exist_ok=True)
+    study = optuna.create_study(storage=f"sqlite:///{folder / 'study.db'}", study_name="study", load_if_exists=True)
+    refuse_changes(folder, study.user_attrs.get("settings", settings), settings)
+    study.set_user_attr("settings", settings)
+    return study
+
+
+def _ask(
+    study: optuna.Study, sampler: Callable[..., BaseSampler], num_trials: int, batch_size: int, seed: int
+) -> list[Trial]:
+    """New trials, as many as are launched together and still missing.
+
+    Each is drawn with a seed of its own: a study that was cut off proposes what it would have proposed.
+    """
+    known = len(study.trials)
+    batch = []
+    for number in range(known, min(known + batch_size, num_trials)):
+        study.sampler = sampler(seed=1000 * seed + number)
+        batch.append(study.ask())
+    return batch
+
+
+def _neighbours(trials: list[Trial]) -> list[Trial]:
+    """Those at the beginning whose numbers follow each other, as the jobs' will."""
+    return [trial for index, trial in enumerate(trials) if trial.number == trials[0].number + index]
+
+
+def _word(override: Override, trial: Trial) -> str:
+    """A job's setting: as given, or as the trial proposes it."""
+    name, sweep = override.key_or_group, override.value()
+    if override.is_discrete_sweep():
+        value = trial.suggest_categorical(name, list(override.sweep_string_iterator()))
+    elif isinstance(sweep, IntervalSweep):
+        assert sweep.start is not None and sweep.end is not None  # Hydra's parser sees to it
+        whole = isinstance(sweep.start, int) and isinstance(sweep.end, int)
+        suggest = trial.suggest_int if whole else trial.suggest_float
+        value = suggest(name, sweep.start, sweep.end, log="log" in sweep.tags)
+    else:
+        value = override.get_value_element_as_str()
+    return f"{override.get_key_element()}={value}"

@@ -1,0 +1,150 @@
+"""A sweep outlives its jobs and its own end: nothing is lost, nothing is done twice."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import optuna
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra_plugins.jukebox_lite._study import search
+from hydra_plugins.jukebox_lite.launchers import Sturdy
+
+from jukebox_lite.errors import InputError
+
+SPACE = ("model.depth=int(interval(1,6))", "optimizer.lr=tag(log,interval(1e-4,1e-1))", "optimizer=choice(adamw,muon)")
+Job = Callable[[int, dict[str, str]], float]
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing catches it."""
+
+
+class Here(Launcher):
+    """Runs every job at once, and remembers which there were."""
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.launched = job, {}
+
+    def setup(self, **given: object) -> None:
+        """Nothing."""
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+        """As Hydra's launchers: what a job raises is in its return value."""
+        returns = []
+        for number, words in enumerate(job_overrides, initial_job_idx):
+            settings = dict(word.split("=", 1) for word in words)
+            self.launched.setdefault(number, []).append(settings)
+            try:
+                returns.append(JobReturn(status=JobStatus.COMPLETED, _return_value=self.job(number, settings)))
+            except Exception as error:
+                returns.append(JobReturn(status=JobStatus.FAILED, _return_value=error))
+        return returns
+
+
+def bowl(_number: int, settings: dict[str, str]) -> float:
+    """Lowest, 0, at depth 4, a rate of 0.01 and muon."""
+    rate, depth = float(settings["optimizer.lr"]), int(settings["model.depth"])
+    return (depth - 4) ** 2 + abs(rate - 0.01) * 100 + (settings["optimizer"] != "muon")
+
+
+def run(folder: Path, launcher: Launcher, num_trials: int = 9, batch_size: int = 3, words: Sequence[str] = SPACE) -> None:
+    """A search by TPE."""
+    sampler = partial(optuna.samplers.TPESampler, n_startup_trials=4, constant_liar=True)
+    overrides = OverridesParser.create().parse_overrides(list(words))
+    search(folder, launcher, overrides, sampler=sampler, num_trials=num_trials, batch_size=batch_size, seed=1)
+
+
+def scores(folder: Path) -> list[tuple[str, float | None]]:
+    """State and score of every trial."""
+    study = optuna.load_study(study_name="study", storage=f"sqlite:///{folder / 'study.db'}")
+    return [(trial.state.name, trial.value) for trial in study.trials]
+
+
+def test_a_search_that_is_killed_ends_as_it_would_have(tmp_path: Path):
+    """Whenever it is killed: the same jobs under the same numbers, only those that were cut off a second time."""
+    whole = Here(bowl)
+    run(tmp_path / "whole", whole)
+    assert sorted(whole.launched) == list(range(9)) and all(len(times) == 1 for times in whole.launched.values())
+    for fatal in (0, 4, 8):
+        folder, alive = tmp_path / f"killed{fatal}", False
+
+        def job(number: int, settings: dict[str, str], fatal: int = fatal) -> float:
+            if number == fatal and not alive:
+                raise Killed
+            return bowl(number, settings)
+
+        launcher = Here(job)
+        with pytest.raises(Killed):
+            run(folder, launcher)
+        alive = True
+        run(folder, launcher)
+        assert scores(folder) == scores(tmp_path / "whole")
+        for number, times in launcher.launched.items():
+            assert all(settings == whole.launched[number][0] for settings in times), "another job under that number"
+            cut_off = number // 3 == fatal // 3 and number <= fatal
+            assert len(times) == 1 + cut_off, f"job {number} was launched {len(times)} times"
+
+
+def test_a_search_goes_on_for_more_trials_and_finds_more(tmp_path: Path):
+    """The first ones are kept; the best of those that follow learns from them."""
+    launcher = Here(bowl)
+    run(tmp_path, launcher, num_trials=4)
+    first = scores(tmp_path)
+    run(tmp_path, launcher, num_trials=24)
+    assert scores(tmp_path)[:4] == first and len(launcher.launched) == 24
+    values = [value for _, value in scores(tmp_path) if value is not None]
+    assert min(values[4:]) < min(values[:4])
+    assert sum(values[14:]) < sum(values[:10]), "no better than at random"
+
+
+def test_another_search_in_the_same_folder_is_refused(tmp_path: Path):
+    """What differs is named."""
+    run(tmp_path, Here(bowl), num_trials=1)
+    with pytest.raises(InputError, match=r"model.depth was int\(interval\(1,6\)\), is now int\(interval\(1,8\)\)"):
+        run(tmp_path, Here(bowl), words=("model.depth=int(interval(1,8))", *SPACE[1:]))
+    assert len(scores(tmp_path)) == 1
+
+
+def test_what_is_given_on_the_command_line_is_not_searched(tmp_path: Path):
+    """The last word on a setting holds, also with the plus signs that the entry points add."""
+    launcher = Here(lambda *_: 1.0)
+    run(tmp_path, launcher, num_trials=2, words=(*SPACE, "++model.depth=3", "name=x"))
+    for (settings,) in launcher.launched.values():
+        assert settings["++model.depth"] == "3" and "model.depth" not in settings and settings["name"] == "x"
+
+
+def test_jobs_that_fail_do_not_take_the_search_along(tmp_path: Path):
+    """A score of infinity is a bad one, NaN and an exception are none; the exception is raised when all is done."""
+
+    def job(number: int, settings: dict[str, str]) -> float:
+        if number == 1:
+            raise RuntimeError("a fault")
+        return {2: float("inf"), 3: float("nan")}.get(number, bowl(number, settings))
+
+    launcher = Here(job)
+    with pytest.raises(RuntimeError, match="a fault"):
+        run(tmp_path, launcher)
+    told = scores(tmp_path)
+    assert [state for state, _ in told] == ["COMPLETE", "FAIL", "COMPLETE", "FAIL"] + ["COMPLETE"] * 5
+    assert told[2][1] == float("inf") and len(launcher.launched) == 9
+    run(tmp_path, Here(bowl))
+    assert scores(tmp_path) == told, "what failed is not tried again"
+
+
+def test_a_job_whose_death_takes_its_launcher_along_scores_infinity(capsys: pytest.CaptureFixture[str]):
+    """joblib gives up all jobs when the process of one is killed: the others are launched again, alone."""
+
+    class Fragile(Here):
+        def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+            returns = super().launch(job_overrides, initial_job_idx)
+            if any(job._return_value is None for job in returns):
+                raise RuntimeError("a worker was killed\nand more")
+            return returns
+
+    launcher = Fragile(lambda number, _: None if number == 6 else float(number))
+    returns = Sturdy(launcher).launch([["a=1"]] * 3, 5)
+    assert [job.return_value for job in returns] == [5.0, float("inf"), 7.0]
+    assert capsys.readouterr().err == "error: job 6: RuntimeError: a worker was killed\n"
