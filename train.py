@@ -7,6 +7,7 @@ import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from lightning_fabric.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig, OmegaConf
 
 from jukebox_lite import config
@@ -34,17 +35,18 @@ def train(cfg: DictConfig, folder: Path) -> float:
         run.open_run(folder, OmegaConf.to_yaml(cfg, resolve=True))
     if cfg.seed < 0:
         raise InputError(f"seed={cfg.seed}: give 0 or more")
-    if HydraConfig.get().mode == RunMode.MULTIRUN and cfg.trainer.devices > 1:
-        raise InputError("trainer.devices: a sweep's jobs run on one device each; side by side with launcher=joblib")
+    if HydraConfig.get().mode == RunMode.MULTIRUN and cfg.trainer.devices > 1 and not SLURMEnvironment.detect():
+        raise InputError("trainer.devices: a sweep's jobs run on one device each, but for launcher=slurm")
     trainer = config.build(cfg.trainer)  # how
     torch.manual_seed(cfg.seed)
     task = config.build(cfg.task)  # what is learnt, and from what
     if trainer.dry_run:
         print(*trainer.rehearse(task, cfg.seed), sep="\n")
         return float("inf")  # no score
-    run.save_vocabulary(folder, task.vocabulary)
-    run.record_start(folder, run.provenance(cfg.seed, Path(__file__).parent) | {"fingerprints": task.fingerprints})
-    return trainer.fit(task, folder, cfg.seed)
+    with run.alone(folder):
+        run.save_vocabulary(folder, task.vocabulary)
+        run.record_start(folder, run.provenance(cfg.seed, Path(__file__).parent) | {"fingerprints": task.fingerprints})
+        return trainer.fit(task, folder, cfg.seed)
 
 
 if __name__ == "__main__":

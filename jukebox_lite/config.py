@@ -46,6 +46,10 @@ FUNCTIONS = (
 )
 RESERVED = {"_target_", "_partial_", "_recursive_", "_convert_"}
 _SETTING_OF_A_PART = re.compile(r"(?!hydra\.)\w+\.[\w.]+=")
+_OPTIONAL = {  # what a part needs, by how Hydra names it when it is missing
+    "launcher=slurm": ("slurm", "hydra/launcher/submitit_slurm"),
+    "a search": ("sweeps", "optuna"),
+}
 _EMPTY_GROUPS = ("experiment", "launcher", "sweep")  # of which nothing is seen in a composed config
 
 
@@ -120,7 +124,7 @@ def launch(main: Callable[[], Any]) -> None:
     sys.argv[1:] = [f"++{word}" if _SETTING_OF_A_PART.match(word) else word for word in sys.argv[1:]]
     try:
         main()
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, InputError) as error:  # the last from a sweeper
         print(f"error: {_one_line(error)}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:  # outside of training, which saves first
@@ -129,8 +133,11 @@ def launch(main: Callable[[], Any]) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    """Hydra's and OmegaConf's complaints, with the nearest name that does exist."""
+    """Hydra's and OmegaConf's complaints, with the nearest name that does exist, or what to install."""
     first = str(error).splitlines()[0]
+    for part, (extra, needed) in _OPTIONAL.items():
+        if needed in f"{first} {error.__cause__}":
+            return f"{part} needs a package that is not installed: pip install -c constraints.txt -e '.[{extra}]'"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         return f"{group}={name} does not exist{_nearest(name, error.options or ())}"

@@ -9,9 +9,9 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
+
 from hydra_plugins.jukebox_lite._study import search
 from hydra_plugins.jukebox_lite.launchers import Sturdy
-
 from jukebox_lite.errors import InputError
 
 SPACE = ("model.depth=int(interval(1,6))", "optimizer.lr=tag(log,interval(1e-4,1e-1))", "optimizer=choice(adamw,muon)")
@@ -50,7 +50,9 @@ def bowl(_number: int, settings: dict[str, str]) -> float:
     return (depth - 4) ** 2 + abs(rate - 0.01) * 100 + (settings["optimizer"] != "muon")
 
 
-def run(folder: Path, launcher: Launcher, num_trials: int = 9, batch_size: int = 3, words: Sequence[str] = SPACE) -> None:
+def run(
+    folder: Path, launcher: Launcher, num_trials: int = 9, batch_size: int = 3, words: Sequence[str] = SPACE
+) -> None:
     """A search by TPE."""
     sampler = partial(optuna.samplers.TPESampler, n_startup_trials=4, constant_liar=True)
     overrides = OverridesParser.create().parse_overrides(list(words))
@@ -69,17 +71,17 @@ def test_a_search_that_is_killed_ends_as_it_would_have(tmp_path: Path):
     run(tmp_path / "whole", whole)
     assert sorted(whole.launched) == list(range(9)) and all(len(times) == 1 for times in whole.launched.values())
     for fatal in (0, 4, 8):
-        folder, alive = tmp_path / f"killed{fatal}", False
+        folder, kills = tmp_path / f"killed{fatal}", [fatal]
 
-        def job(number: int, settings: dict[str, str], fatal: int = fatal) -> float:
-            if number == fatal and not alive:
+        def job(number: int, settings: dict[str, str], kills: list[int] = kills) -> float:
+            if number in kills:
+                kills.clear()
                 raise Killed
             return bowl(number, settings)
 
         launcher = Here(job)
         with pytest.raises(Killed):
             run(folder, launcher)
-        alive = True
         run(folder, launcher)
         assert scores(folder) == scores(tmp_path / "whole")
         for number, times in launcher.launched.items():

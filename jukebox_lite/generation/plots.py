@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -95,6 +96,34 @@ def draw_spectrograms(path: Path, clips: Mapping[str, Tensor], sample_rate: int)
     grid[-1].set_xlabel("seconds")
     if image is not None:
         figure.colorbar(image, ax=list(grid), label="dBFS")
+    _save(figure, path)
+
+
+def draw_sweep(path: Path, scores: Sequence[float], settings: Mapping[str, Sequence[Any]]) -> None:
+    """Writes a PNG of a sweep: the best score so far over `scores`, and the scores against each setting's values.
+
+    Scores that are not finite are left out. A setting has one value a score, None where it has none; numbers that span
+    a factor of 20 are on a logarithmic axis, and what are not numbers stand side by side.
+    """
+    columns = min(3, 1 + len(settings))
+    rows = math.ceil((1 + len(settings)) / columns)
+    figure = Figure(figsize=(4 * columns, 3 * rows), dpi=150, layout="constrained")
+    known = np.array([score if math.isfinite(score) else np.nan for score in scores])
+    axes = figure.add_subplot(rows, columns, 1)
+    axes.plot(known, ".", color="#4c8dd6")
+    axes.plot(np.fmin.accumulate(known), color="black", drawstyle="steps-post", linewidth=1.0)
+    axes.set(xlabel="run, in the order of their starts", ylabel="score, and the best so far")
+    for place, (name, values) in enumerate(settings.items(), 2):
+        axes = figure.add_subplot(rows, columns, place)
+        numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+        if len(numbers) == len(values):
+            axes.plot(numbers, known, ".", color="#4c8dd6")
+            if min(numbers) > 0 and max(numbers) >= 20 * min(numbers):
+                axes.set_xscale("log")
+        else:
+            axes.plot([str(value) for value in values], known, ".", color="#4c8dd6")
+        axes.set(xlabel=name)
+        axes.grid(alpha=0.3)
     _save(figure, path)
 
 

@@ -116,6 +116,13 @@ def write_comparison(folder: Path, staging: Path) -> Path:
     return page
 
 
+def write_table(folder: Path, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Path:
+    """Writes index.html: a table whose first column names folders below, and the picture scores.png beside it."""
+    lines = [{"place": f"{quote(row[0])}/", "name": row[0], "cells": row[1:]} for row in rows]
+    _write_html(folder / "index.html", "table.html", {"title": title, "columns": columns, "rows": lines})
+    return folder / "index.html"
+
+
 def _write_section(folder: Path, number: int, section: Section) -> dict[str, Any]:
     """Writes the files of a section's clips, and returns what the page says of it, as JSON takes it."""
     clips = [_write_clip(folder, f"{number:02d}-{index:02d}", clip) for index, clip in enumerate(section.clips, 1)]

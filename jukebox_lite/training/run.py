@@ -1,10 +1,12 @@
 """A run's folder: its config, where it came from, and the meaning of its labels. Another config is refused."""
 
+import fcntl
 import json
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import distributions
 from pathlib import Path
@@ -37,6 +39,23 @@ def open_run(folder: Path, config_yaml: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not started:
         write_text(path, config_yaml)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Waits while another process trains in `folder`: when a sweep is killed, its jobs go on until they are done."""
+    if not _writes():
+        yield
+        return
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process
+        except BlockingIOError:
+            print(f"waiting for another process, which trains in {folder}", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            pass  # a file system without locks
+        yield
 
 
 def record_start(folder: Path, provenance: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Where a run's numbers and sounds go. Every tracker hears the same; the first process alone has any."""
 
 import json
+import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -74,10 +75,10 @@ class TensorBoard(Tracker):
 
 
 class WeightsAndBiases(Tracker):
-    """A run of Weights & Biases, kept in <folder>/wandb; resuming goes on with the run whose id <folder>/wandb_id names.
+    """A run of Weights & Biases, kept in <folder>/wandb; resuming goes on with that of the id in <folder>/wandb_id.
 
-    `mode` is online, or offline, which sends nothing (`wandb sync` does so later); None: as WANDB_MODE says. W&B knows no
-    way back: steps that a resumed run repeats are drawn on top of themselves. Raises InputError where wandb is not
+    `mode` is online, or offline, which sends nothing (`wandb sync` does so later); None: as WANDB_MODE says. There is
+    no way back: steps that a resumed run repeats are drawn on top of themselves. Raises InputError where wandb is not
     installed or refuses to start.
     """
 
@@ -90,8 +91,8 @@ class WeightsAndBiases(Tracker):
                 "or choose tracker=tensorboard"
             ) from None
         known, config = folder / "wandb_id", folder / "config.yaml"
-        if not known.exists():
-            write_text(known, wandb.util.generate_id())
+        if not step or not known.exists():
+            write_text(known, secrets.token_hex(8))
         try:
             self.run = wandb.init(
                 project=project,

@@ -93,8 +93,8 @@ class Trainer:
         """Train to `max_steps`, from the last whole checkpoint in `folder` if it has one; returns the best score.
 
         Raises TrainingDiverged on a loss or gradient that is not finite, InputError where the task sees no use in going
-        on, and SystemExit(128 + signal) after Ctrl-C, SIGTERM or SIGUSR2, when a checkpoint is saved. On several devices
-        every process calls this; the first one writes.
+        on, and SystemExit(128 + signal) after Ctrl-C, SIGTERM or SIGUSR2, when a checkpoint is saved. On several
+        devices every process calls this; the first one writes.
         """
         learner = self._learner(task, seed)
         lines: list[str] = []
