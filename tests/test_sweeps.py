@@ -1,14 +1,20 @@
 """A sweep outlives its jobs and its own end: nothing is lost, nothing is done twice."""
 
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import fake_slurm
 import optuna
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
+from tiny import ROOT, Done
 
 from hydra_plugins.jukebox_lite._study import search
 from hydra_plugins.jukebox_lite.launchers import Sturdy
@@ -150,3 +156,78 @@ def test_a_job_whose_death_takes_its_launcher_along_scores_infinity(capsys: pyte
     returns = Sturdy(launcher).launch([["a=1"]] * 3, 5)
     assert [job.return_value for job in returns] == [5.0, float("inf"), 7.0]
     assert capsys.readouterr().err == "error: job 6: RuntimeError: a worker was killed\n"
+
+
+# --- launchers: a small command of its own, each job a process ------------------------------------------------------
+
+APP = f"""
+defaults: [_self_, launcher: null, sweep: grid, override hydra/job_logging: none, override hydra/hydra_logging: none]
+x: 0
+fatal: null  # the number of the job that is killed
+kills: 1  # so many times
+signal: 9
+trainer: {{ devices: 1, num_nodes: 1 }}
+hydra:
+  searchpath: ["file://{ROOT / "conf"}"]
+  sweep: {{ dir: sweep, subdir: "${{hydra.job.num}}" }}
+  output_subdir: null
+"""
+
+
+def launch(folder: Path, *words: str, path: str = "") -> Done:
+    """tests/sweep_app.py -m, in `folder`."""
+    (folder / "app.yaml").write_text(APP)
+    app = [sys.executable, str(ROOT / "tests" / "sweep_app.py"), "-m", "--config-dir", str(folder), *words]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PATH": f"{path}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(app, cwd=folder, env=env, capture_output=True, text=True, timeout=180)
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def starts(folder: Path) -> list[int]:
+    """How often each job was started, by its number."""
+    return [len((folder / "sweep" / str(number) / "starts").read_text().splitlines()) for number in range(4)]
+
+
+def test_a_sweep_under_joblib_outlives_a_job_that_is_killed(tmp_path: Path):
+    """kill -9 of one worker made joblib give up all jobs; a job that dies every time scores infinity."""
+    done = launch(
+        tmp_path,
+        "launcher=joblib",
+        "sweep=random",
+        "x=choice(1,2,3)",
+        "fatal=1",
+        "kills=9",
+        "hydra.sweeper.num_trials=4",
+    )
+    assert done.code == 0, done.err
+    assert "error: job 1: " in done.err
+    told = scores(tmp_path / "sweep")
+    assert [state for state, _ in told] == ["COMPLETE"] * 4
+    assert [value == float("inf") for _, value in told] == [False, True, False, False]
+
+
+def test_a_sweep_runs_on_ray(tmp_path: Path):
+    """Four jobs; the one whose process is killed is started again by Ray, the others are not."""
+    done = launch(tmp_path, "launcher=ray", "x=1,2,3,4", "fatal=2")
+    assert done.code == 0, done.err
+    assert starts(tmp_path) == [1, 1, 2, 1]
+
+
+def test_a_sweep_runs_under_slurm_and_a_preempted_job_goes_on(tmp_path: Path):
+    """An array of four; the one that is told to make room is put into the queue again, and its score comes back."""
+    fake_slurm.install(tmp_path / "bin")
+    words = ["launcher=slurm", "hydra.launcher.partition=gpu", "hydra.launcher.timeout_min=600"]
+    usr2 = f"signal={int(signal.SIGUSR2)}"
+    done = launch(tmp_path, *words, "x=1,2,3,4", "fatal=2", usr2, path=str(tmp_path / "bin"))
+    assert done.code == 0, done.err
+    assert starts(tmp_path) == [1, 1, 2, 1] and (tmp_path / "bin" / "sbatch-again-7_2").exists()
+    script = (tmp_path / "bin" / "sbatch-script").read_text()
+    for line in ("--partition=gpu", "--time=600", "--gpus-per-node=1", "--signal=USR2@120", "--ntasks-per-node=1"):
+        assert f"#SBATCH {line}" in script
+
+
+def test_a_sweep_runs_in_processes_of_submitit(tmp_path: Path):
+    """Its local launcher, beside the one for Slurm."""
+    done = launch(tmp_path, "hydra/launcher=submitit_local", "x=1,2,3,4")
+    assert done.code == 0, done.err
+    assert starts(tmp_path) == [1, 1, 1, 1]
