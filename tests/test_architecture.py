@@ -30,7 +30,7 @@ ROOMS = [
     "training",
     "demo",
 ]
-KNOW_HYDRA = {"train.py", "sample.py", "jukebox_lite/config.py"}
+KNOW_HYDRA = {"train.py", "sample.py", "jukebox_lite/config.py"}  # and hydra_plugins/, which Hydra imports by itself
 
 
 def imported(path: Path) -> list[str]:

@@ -226,6 +226,28 @@ def fit_signalled(folder: Path, call: int, number: int) -> None:
     trainer(validate_every=6, checkpoint_every=6).fit(task, folder, seed=3)
 
 
+def fit_under_a_scheduler(folder: Path) -> None:
+    """Train where submitit listens: it lets SIGTERM pass; at SIGUSR2 it puts the job into the queue again and exits."""
+    saved = folder / "checkpoints"
+    signal.signal(signal.SIGTERM, lambda *_: (folder / "passed").write_text(str(sorted(saved.iterdir())[-1].name)))
+    signal.signal(signal.SIGUSR2, lambda *_: sys.exit(70 + len(list(saved.iterdir()))))
+    calls = {2: signal.SIGTERM, 4: signal.SIGUSR2}
+    torch.set_num_threads(1)
+    task = Regression(lambda now: os.kill(os.getpid(), calls[now]) if now in calls else None)
+    trainer(validate_every=6, checkpoint_every=6).fit(task, folder, seed=3)
+
+
+def test_a_scheduler_that_listened_before_gets_its_signal_when_the_run_is_saved(tmp_path: Path) -> None:
+    """SIGUSR2 ended the process at once, and what was learnt since the last checkpoint was lost."""
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    trainer(validate_every=6, checkpoint_every=6).fit(Regression(), whole, seed=3)
+    assert in_process(fit_under_a_scheduler, resumed) == 72, "two checkpoints, and the scheduler's own exit"
+    assert (resumed / "passed").read_text() == "00000003", "training went on after SIGTERM, which was let pass"
+    assert (resumed / "checkpoints" / "00000005").is_dir()
+    trainer(validate_every=6, checkpoint_every=6).fit(Regression(), resumed, seed=3)
+    assert_same(whole, resumed)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_a_signal_in_a_step_loses_nothing(tmp_path: Path, number: int, code: int) -> None:
     """SIGTERM and Ctrl-C save after the step and say so; kill -9 can say nothing; all three resume to the same bits."""

@@ -103,7 +103,7 @@ def draw_sweep(path: Path, scores: Sequence[float], settings: Mapping[str, Seque
     """Writes a PNG of a sweep: the best score so far over `scores`, and the scores against each setting's values.
 
     Scores that are not finite are left out. A setting has one value a score, None where it has none; numbers that span
-    a factor of 20 are on a logarithmic axis, and what are not numbers stand side by side.
+    a factor of 10 are on a logarithmic axis, and what are not numbers stand side by side.
     """
     columns = min(3, 1 + len(settings))
     rows = math.ceil((1 + len(settings)) / columns)
@@ -118,7 +118,7 @@ def draw_sweep(path: Path, scores: Sequence[float], settings: Mapping[str, Seque
         numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
         if len(numbers) == len(values):
             axes.plot(numbers, known, ".", color="#4c8dd6")
-            if min(numbers) > 0 and max(numbers) >= 20 * min(numbers):
+            if min(numbers) > 0 and max(numbers) >= 10 * min(numbers):
                 axes.set_xscale("log")
         else:
             axes.plot([str(value) for value in values], known, ".", color="#4c8dd6")

@@ -279,7 +279,7 @@ def _save(run: _Fit, score: float | None) -> Path | None:
 
 def _leave(run: _Fit, signal: int, path: Path | None) -> None:
     """Say where the run was saved, and exit as a process does that obeys the signal, or as its scheduler does."""
-    run.reporter.say(f"saved after step {run.learner.step:,} in {path}; the same command resumes")
+    run.reporter.say(f"stopped after step {run.learner.step:,}, saved in {path}; the same command resumes")
     if run.interruption.hand_over(signal):
         return
     # The first process kills itself when it sees another one fail (Fabric's observer): the others leave in peace.
