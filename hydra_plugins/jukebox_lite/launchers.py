@@ -1,5 +1,6 @@
 """Jobs of a sweep on Ray, and a launcher that outlives its jobs. Optional packages are imported when they are used."""
 
+import importlib.util
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +10,10 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
+
+from jukebox_lite.errors import InputError
+
+_DEATHS = {"BrokenExecutor", "RayError", "UncompletedJobError"}  # how joblib, Ray and submitit tell that a job died
 
 
 class RayLauncher(Launcher):
@@ -22,7 +27,9 @@ class RayLauncher(Launcher):
         self._init, self._remote = dict(init), dict(remote)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Called once by Hydra, before `launch`."""
+        """Called once by Hydra, before `launch`. Raises InputError where Ray is not installed."""
+        if importlib.util.find_spec("ray") is None:
+            raise InputError("launcher=ray: Ray is not installed: pip install -c constraints.txt -e '.[ray]'")
         self._given = (hydra_context, config, task_function)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -55,6 +62,8 @@ class Sturdy(Launcher):
         try:
             return self._launcher.launch(job_overrides, initial_job_idx=initial_job_idx)
         except Exception as error:  # of the launcher: what a job raises is in its JobReturn
+            if not _DEATHS & {kind.__name__ for kind in type(error).__mro__}:
+                raise
             if len(job_overrides) > 1:
                 return [self.launch([words], initial_job_idx + i)[0] for i, words in enumerate(job_overrides)]
             told = str(error).strip().splitlines() or [""]
