@@ -35,6 +35,7 @@ TRUSTED = (
     "jukebox_lite.tasks.",
     "jukebox_lite.training.trainer.",
     "jukebox_lite.training.tracking.",
+    "jukebox_lite.training.pruning.",
     "jukebox_lite.training.optimizers.",
 )
 FUNCTIONS = (

@@ -1,5 +1,6 @@
 """A sweep outlives its jobs and its own end: nothing is lost, nothing is done twice."""
 
+import json
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from tiny import ROOT, Done
 from hydra_plugins.jukebox_lite._study import search
 from hydra_plugins.jukebox_lite.launchers import Sturdy
 from jukebox_lite.errors import InputError
+from jukebox_lite.training.pruning import MedianPruner
 from jukebox_lite.training.run import alone
 
 SPACE = ("model.depth=int(interval(1,6))", "optimizer.lr=tag(log,interval(1e-4,1e-1))", "optimizer=choice(adamw,muon)")
@@ -167,7 +169,7 @@ def test_a_launcher_that_cannot_launch_is_no_death_of_a_job():
         def launch(self, *_: object, **__: object) -> list[JobReturn]:  # pyright: ignore[reportIncompatibleMethodOverride]
             raise RuntimeError("no srun here")
 
-    with pytest.raises(RuntimeError, match="no srun here"):
+    with pytest.raises(InputError, match="could not be launched: RuntimeError: no srun here"):
         Sturdy(Absent(bowl)).launch([["a=1"]] * 3, 0)
 
 
@@ -187,6 +189,21 @@ def test_two_processes_do_not_train_in_one_folder_at_once(tmp_path: Path, capsys
         order.append("first")
     thread.join(60)
     assert order == ["first", "second"]
+
+
+def test_pruning_compares_runs_at_the_same_step(tmp_path: Path):
+    """What others reached later does not count, nor do others that have not come so far, nor too few."""
+    beside = {"early": [(10, 1.0)], "good": [(10, 2.0), (20, 1.0)], "late": [(10, 4.0), (20, 3.0), (30, 0.0)]}
+    beside["none"] = [(20, float("inf"))]
+    for name, lines in {**beside, "own": [(20, 9.0)]}.items():
+        (tmp_path / name).mkdir()
+        told = "".join(f'{{"step": {step}, "score": {json.dumps(score)}}}\n' for step, score in lines)
+        (tmp_path / name / "metrics.jsonl").write_text(told + '{"st')
+    pruner, own = MedianPruner(min_steps=20, min_runs=3), tmp_path / "own"
+    assert [pruner.prunes(own, 20, best) for best in (3.5, 3.0, 2.0)] == [True, False, False], "the median is 3"
+    assert pruner.prunes(own, 20, float("nan")) and pruner.prunes(own, 20, float("inf"))
+    assert not pruner.prunes(own, 10, 9.0), "before min_steps"
+    assert not pruner.prunes(own, 30, 9.0), "one run has come so far"
 
 
 # --- launchers: a small command of its own, each job a process ------------------------------------------------------

@@ -24,9 +24,11 @@ from jukebox_lite.training import checkpoint
 from jukebox_lite.training.averages import averaged, follow
 from jukebox_lite.training.learner import seed_torch
 from jukebox_lite.training.meter import TrainingDiverged
+from jukebox_lite.training.pruning import MedianPruner
 from jukebox_lite.training.reader import Reader
 from jukebox_lite.training.rehearsal import rehearse
 from jukebox_lite.training.schedule import constant, warmup_cosine, warmup_stable_decay
+from jukebox_lite.training.table import metrics
 from jukebox_lite.training.tracking import NoTracker, TensorBoard
 from jukebox_lite.training.trainer import Trainer
 
@@ -224,6 +226,21 @@ def fit_signalled(folder: Path, call: int, number: int) -> None:
     torch.set_num_threads(1)
     task = Regression(lambda now: os.kill(os.getpid(), number) if now == call else None)
     trainer(validate_every=6, checkpoint_every=6).fit(task, folder, seed=3)
+
+
+def test_a_run_worse_than_most_beside_it_is_saved_and_ends(tmp_path: Path) -> None:
+    """It scores its best so far; one that is better than most goes on."""
+    for others, last in ((1e9, 6), (1e-9, 3)):
+        run = tmp_path / f"until{last}" / "run"
+        for name in "abc":
+            (run.parent / name).mkdir(parents=True)
+            (run.parent / name / "metrics.jsonl").write_text(f'{{"step": 3, "score": {others}}}\n')
+        pruner = MedianPruner(min_steps=2, min_runs=3)
+        best = trainer(pruner=pruner, checkpoint_every=6).fit(Regression(), run, seed=3)
+        lines = metrics(run)
+        assert lines[-1]["step"] == last and (run / "checkpoints" / f"{last:08d}").is_dir()
+        assert best == pytest.approx(min(line["score"] for line in lines if "score" in line), rel=1e-5)
+        assert ("pruned after step 3" in (run / "train.log").read_text()) == (last == 3)
 
 
 def fit_under_a_scheduler(folder: Path) -> None:

@@ -48,7 +48,8 @@ class RayLauncher(Launcher):
 class Sturdy(Launcher):
     """Launches as `launcher` does; where a job's death takes all of them along, each is launched again alone.
 
-    Those that were done return at once, the others resume; the one that dies again scores infinity.
+    Those that were done return at once, the others resume; the one that dies again scores infinity. Raises InputError
+    where no job can be launched.
     """
 
     def __init__(self, launcher: Launcher) -> None:
@@ -62,10 +63,12 @@ class Sturdy(Launcher):
         try:
             return self._launcher.launch(job_overrides, initial_job_idx=initial_job_idx)
         except Exception as error:  # of the launcher: what a job raises is in its JobReturn
+            told = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
             if not _DEATHS & {kind.__name__ for kind in type(error).__mro__}:
+                if isinstance(error, RuntimeError | OSError):  # no Slurm here, no cluster there
+                    raise InputError(f"the jobs could not be launched: {told}") from error
                 raise
             if len(job_overrides) > 1:
                 return [self.launch([words], initial_job_idx + i)[0] for i, words in enumerate(job_overrides)]
-            told = str(error).strip().splitlines() or [""]
-            print(f"error: job {initial_job_idx}: {type(error).__name__}: {told[0]}", file=sys.stderr)
+            print(f"error: job {initial_job_idx}: {told}", file=sys.stderr)
             return [JobReturn(overrides=job_overrides[0], status=JobStatus.COMPLETED, _return_value=float("inf"))]

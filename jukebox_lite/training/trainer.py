@@ -15,6 +15,7 @@ from jukebox_lite.tasks.base import Task
 from jukebox_lite.training import checkpoint
 from jukebox_lite.training.interruption import Interruption
 from jukebox_lite.training.learner import Learner, over_processes, seed_torch
+from jukebox_lite.training.pruning import MedianPruner
 from jukebox_lite.training.reader import Reader
 from jukebox_lite.training.rehearsal import rehearse
 from jukebox_lite.training.reporter import Reporter, Silence
@@ -34,6 +35,7 @@ class _Fit:
     reporter: Silence
     interruption: Interruption
     best: float  # validation score
+    pruned: bool = False  # worse than the sweep's other runs
     amount: float = 0.0  # of the task's rate_unit, in this process
     began: float = field(default_factory=time.perf_counter)  # seconds
 
@@ -47,7 +49,7 @@ class Trainer:
 
     `optimizer` takes parameters, `schedule` an optimizer and `max_steps`, `tracker` the run's folder and its step.
     A step learns from `accumulate` batches on each device. Intervals are in steps. `dry_run` asks whoever holds the
-    trainer to call `rehearse`, not `fit`.
+    trainer to call `rehearse`, not `fit`. `pruner` may end a run of a sweep early.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Trainer:
         precision: str = "32-true",
         compile: bool = False,
         dry_run: bool = False,
+        pruner: MedianPruner | None = None,
     ) -> None:
         counts = {"max_steps": max_steps, "validate_every": validate_every, "checkpoint_every": checkpoint_every}
         for name, count in (counts | {"log_every": log_every, "accumulate": accumulate}).items():
@@ -85,6 +88,7 @@ class Trainer:
         self.max_steps, self.validate_every, self.checkpoint_every = max_steps, validate_every, checkpoint_every
         self.optimizer, self.schedule, self.tracker = optimizer, schedule, tracker
         self.log_every, self.accumulate, self.compile, self.dry_run = log_every, accumulate, compile, dry_run
+        self.pruner = pruner
         self.gradient_clip, self.ema_decay = gradient_clip, ema_decay
         self.precision = _fastest_precision() if precision == "auto" else precision
         self.accelerator, self.devices, self.num_nodes, self.strategy = accelerator, devices, num_nodes, strategy
@@ -109,7 +113,7 @@ class Trainer:
             for line in [task.about, *lines, self._describe(learner)]:
                 reporter.say(line)
             run = _Fit(learner, folder, reader, reporter, interruption, best)
-            while learner.step < self.max_steps:
+            while learner.step < self.max_steps and not run.pruned:
                 self._step(run)
             return run.best
 
@@ -171,11 +175,22 @@ class Trainer:
             run.reporter.scalars(step, values)
         if validates:
             learner.task.judge(step, values)  # before the weights that it judges are saved
-        path = _save(run, score) if saves or signal else None
+            run.pruned = self._prunes(run)
+        path = _save(run, score) if saves or signal or run.pruned else None
         if signal:
             _leave(run, signal, path)
         if values:
             run.restart_clock()
+
+    def _prunes(self, run: _Fit) -> bool:
+        """What the first process finds; all stop after the same step."""
+        if self.pruner is None:
+            return False
+        step, fabric = run.learner.step, run.learner.fabric
+        found = fabric.broadcast(fabric.is_global_zero and self.pruner.prunes(run.folder, step, run.best))
+        if found:
+            run.reporter.say(f"pruned after step {step:,}: worse than most of the other runs of the sweep by then")
+        return found
 
     def _due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self.max_steps
