@@ -38,14 +38,17 @@ def train(cfg: DictConfig, folder: Path) -> float:
     if HydraConfig.get().mode == RunMode.MULTIRUN and cfg.trainer.devices > 1 and not SLURMEnvironment.detect():
         raise InputError("trainer.devices: a sweep's jobs run on one device each, but for launcher=slurm")
     trainer = config.build(cfg.trainer)  # how
+    start = config.build(cfg.start)  # with whose weights
     torch.manual_seed(cfg.seed)
     task = config.build(cfg.task)  # what is learnt, and from what
+    begun = start.begin(task, folder)
     if trainer.dry_run:
         print(*trainer.rehearse(task, cfg.seed), sep="\n")
         return float("inf")  # no score
+    told = {"fingerprints": task.fingerprints, **begun}
     with run.alone(folder):
         run.save_vocabulary(folder, task.vocabulary)
-        run.record_start(folder, run.provenance(cfg.seed, Path(__file__).parent) | {"fingerprints": task.fingerprints})
+        run.record_start(folder, run.provenance(cfg.seed, Path(__file__).parent) | told)
         return trainer.fit(task, folder, cfg.seed)
 
 

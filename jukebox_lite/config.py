@@ -33,6 +33,7 @@ TRUSTED = (
     "jukebox_lite.datasets.",
     "jukebox_lite.generation.windows.",
     "jukebox_lite.tasks.",
+    "jukebox_lite.training.start.",
     "jukebox_lite.training.trainer.",
     "jukebox_lite.training.tracking.",
     "jukebox_lite.training.pruning.",
@@ -40,6 +41,7 @@ TRUSTED = (
 )
 FUNCTIONS = (
     "jukebox_lite.training.load.load_codec",
+    "jukebox_lite.interop.openai.vqvae.read",
     "jukebox_lite.training.schedule.constant",
     "jukebox_lite.training.schedule.warmup_cosine",
     "jukebox_lite.training.schedule.warmup_stable_decay",
@@ -81,6 +83,7 @@ class TrainConfig:
     optimizer: dict
     schedule: dict
     tracker: dict
+    start: dict
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,8 @@ class JukeboxVQ(Quantizer):
                 if self.training:
                     revived = self.learn(flat, codes, self.draw(flat))
             loss = self.commitment_weight * (flat - chosen).square().mean()
-            seen = flat + (chosen - flat).detach() if self.training else chosen
+            learnt = self.training or latent.requires_grad  # what is before a frozen codebook learns all the same
+            seen = flat + (chosen - flat).detach() if learnt else chosen
         seen = rearrange(seen, "(b t) d -> b d t", b=len(latent))
         return Quantized(seen, rearrange(codes, "(b t) -> b 1 t", b=len(latent)), loss, revived)
 

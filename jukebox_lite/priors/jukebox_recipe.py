@@ -45,11 +45,17 @@ class JukeboxRecipe(JukeboxPrior):
         init_scale: float = 0.7,
         above_width: int = 128,
         above_depth: int = 16,
+        min_seconds: float = 0.0,
         max_seconds: float = 600.0,
         num_characters: int = 0,
         lyric_weight: float = 0.4,
+        merged: bool = False,
     ):
-        """The sequence is laid out as `num_rows` rows. `above_*` are of the convolutions over the level above."""
+        """The sequence is laid out as `num_rows` rows. `above_*` are of the convolutions over the level above.
+
+        Songs are told apart by their length from `min_seconds` on. A `merged` decoder has a head of its own, as the
+        largest of the published top priors.
+        """
         level, above, length = facts.level, facts.above, num_characters + context_length
         if level.channels != 1:
             raise InputError(f"Jukebox's priors have one codebook a level, and level {level.name} has {level.channels}")
@@ -75,13 +81,13 @@ class JukeboxRecipe(JukeboxPrior):
             stack = upward_stack(dim, above_width, above_width, dilations, list(_prime_factors(facts.ratio)))
             conditioners["above"] = JukeboxAbove(above.codebook_size, dim, stack, above.name)
         elif labelled and level.hop_length and facts.sample_rate:
-            seconds, hop_length = (0.0, max_seconds), level.hop_length
+            seconds, hop_length = (min_seconds, max_seconds), level.hop_length
             conditioners["timing"] = JukeboxTiming(dim, 64, context_length, facts.sample_rate, hop_length, seconds)
         reaches = [_reach(layer, length // num_rows, num_characters, num_rows) for layer in range(depth)]
         blocks = [JukeboxBlock(dim, dim, JukeboxAttention(dim, dim // 4, num_heads, each), 1.0) for each in reaches]
         prefix = LyricPrefix(num_characters, len(facts.characters)) if num_characters else LyricPrefix(0, 0)
         transformer = JukeboxTransformer(prefix.vocab_size + level.codebook_size, dim, length, blocks)
-        super().__init__(facts, transformer, conditioners, prefix, lyric_weight)
+        super().__init__(facts, transformer, conditioners, prefix, lyric_weight, merged)
         self.num_characters = num_characters
         self._begin(init_scale)
 
@@ -90,8 +96,8 @@ class JukeboxRecipe(JukeboxPrior):
         for module in self.modules():
             if isinstance(module, Linear):
                 nn.init.normal_(module.weight, std=0.02 * scale)
-                assert module.bias is not None
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.01 * scale)
         for module in self.modules():

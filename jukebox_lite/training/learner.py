@@ -47,7 +47,7 @@ class Learner:
         self.models: dict[str, Any] = {}  # wrapped by Fabric, as `task.step` gets them
         self._fabric_optimizers: dict[str, Any] = {}
         for name, model in task.models.items():
-            self.models[name], self._fabric_optimizers[name] = fabric.setup(model.train(), self.optimizers[name])
+            self.models[name], self._fabric_optimizers[name] = fabric.setup(model, self.optimizers[name])
             for method in filter(partial(hasattr, model), task.forward_methods):
                 self.models[name].mark_forward_method(method)
         self.averages: Models = {name: averaged(model) for name, model in task.models.items()}

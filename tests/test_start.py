@@ -1,0 +1,384 @@
+"""Beginning with another's weights: what is equal at the first step, what stays, and what is refused."""
+
+import json
+import re
+import shutil
+import signal
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from safetensors.torch import load_file
+from tiny import ROOT, World, assert_same, child, command, signalled
+from torch import Tensor
+
+from jukebox_lite import config
+from jukebox_lite.codecs.jukebox_vq import JukeboxVQ
+from jukebox_lite.codecs.quantizers import DAC, RVQ, VQ, SimVQ
+from jukebox_lite.codecs.vqvae import HierarchicalVQVAE
+from jukebox_lite.errors import InputError
+from jukebox_lite.interop import openai
+from jukebox_lite.interop.openai import vqvae
+from jukebox_lite.interop.openai.priors import keys_of, place_of
+from jukebox_lite.levels import Facts, Level, Window
+from jukebox_lite.nn.transformer import CausalAttention
+from jukebox_lite.priors.autoregressive import AutoregressivePrior
+from jukebox_lite.priors.base import Prior
+from jukebox_lite.priors.conditioning import Labels, LevelAbove, Timing
+from jukebox_lite.priors.jukebox_recipe import JukeboxRecipe
+from jukebox_lite.training import checkpoint, table
+from jukebox_lite.training.carry import carry
+from jukebox_lite.training.load import load_prior
+from jukebox_lite.training.start import Start, freeze
+
+TOP, BOTTOM = Level("top", 12, 1, 32), Level("bottom", 12, 1, 8)
+GENRES = {"artist": ["", "ann", "bob"], "genre": ["", "folk", "jazz", "rock"]}
+OTHER_GENRES = {"genre": ["", "blues", "jazz", "folk"], "artist": ["", "zoe", "bob", "ann"]}
+QUANTIZERS = {
+    "vq": partial(VQ, codebook_size=16),
+    "jukebox": partial(JukeboxVQ, codebook_size=16),
+    "rvq": partial(RVQ, codebook_size=16, num_codebooks=2),
+    "dac": partial(DAC, codebook_size=16, num_codebooks=2, codebook_dim=3),
+    "simvq": partial(SimVQ, codebook_size=16),
+}
+
+
+def shaken(model: Any, seed: int) -> Any:
+    """With weights that all matter: nothing starts at zero."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def facts_of(vocabulary: dict[str, list[str]], level: Level = TOP) -> Facts:
+    vectors = {"top": torch.randn(1, 12, 4, generator=torch.Generator().manual_seed(5))}
+    return Facts(level, None if level is TOP else TOP, vocabulary, vectors, 100)
+
+
+def prior(facts: Facts, seed: int = 0, max_seconds: float = 60.0, length: int = 16, num_bins: int = 16) -> Prior:
+    conditioners = {
+        "above": partial(LevelAbove, width=8, depth=1),
+        "labels": Labels,
+        "timing": partial(Timing, max_seconds=max_seconds, num_bins=num_bins),
+    }
+    return shaken(AutoregressivePrior(16, 2, 2, length, CausalAttention, facts, conditioners), seed)
+
+
+def recipe(facts: Facts, seed: int = 0, length: int = 16, **options: Any) -> JukeboxRecipe:
+    rows = length // 4  # of four steps, however long the context is
+    return shaken(JukeboxRecipe(facts, 16, 4, 2, length, num_rows=rows, above_width=8, above_depth=1, **options), seed)
+
+
+def window(facts: Facts, told: dict[str, list[str]], length: int = 16) -> Window:
+    """Two songs, told these values of their labels."""
+    generator = torch.Generator().manual_seed(4)
+    codes = {facts.level.name: torch.randint(12, (2, 1, length), generator=generator)}
+    if facts.above:
+        codes["top"] = torch.randint(12, (2, 1, length // 4), generator=generator)
+    start = torch.tensor([0.0, 31.0])
+    times = {"start_seconds": start, "end_seconds": start + length * facts.level.samples_per_step / 100}
+    return Window(codes, facts.indices(told) | times | {"total_seconds": torch.tensor([50.0, 58.0])})
+
+
+def assert_equal_logits(ours: Any, theirs: Any, *windows: Window) -> None:
+    """Bit for bit, of windows for ours and for theirs."""
+    with torch.no_grad():
+        assert torch.equal(ours.logits(windows[0]), theirs.logits(windows[-1]))
+
+
+@pytest.mark.parametrize("make", [prior, recipe], ids=["autoregressive", "jukebox"])
+@pytest.mark.parametrize("level", [TOP, BOTTOM], ids=["top", "upsampler"])
+def test_a_label_keeps_its_vector_whatever_its_index(make: Callable[..., Prior], level: Level):
+    """Labels and values in another order: equal values, equal logits. A new value is heard as none."""
+    theirs = make(facts_of(GENRES, level))
+    ours = make(facts_of(OTHER_GENRES, level), seed=1)
+    carried = carry(ours, theirs.state_dict(), theirs)
+    assert not carried.new and len(carried.fitted) == 2 and all("3 rows of" in line for line in carried.fits[:1])
+    for told in ({"artist": ["ann", "bob"], "genre": ["jazz", "folk; jazz"]}, {"genre": ["folk", ""]}):
+        assert_equal_logits(ours, theirs, window(ours.facts, told), window(theirs.facts, told))
+    told, untold = ({"genre": [genre, "jazz"]} for genre in ("blues", ""))
+    assert_equal_logits(ours, theirs, window(ours.facts, told), window(theirs.facts, untold))
+    jazz, folk = (window(ours.facts, {"genre": [genre] * 2}) for genre in ("jazz", "folk"))
+    with torch.no_grad(), pytest.raises(AssertionError):
+        assert_equal_logits(ours, ours, jazz, folk)
+
+
+def test_a_label_that_is_new_is_not_heard_at_first():
+    """A source that knew no artists gives equal logits for any of them; their vectors have a gradient."""
+    theirs, ours = prior(facts_of({"genre": GENRES["genre"]})), prior(facts_of(OTHER_GENRES), seed=1)
+    carry(ours, theirs.state_dict(), theirs)
+    told = {"genre": ["folk", "jazz"]}
+    heard = window(ours.facts, told | {"artist": ["zoe", "bob"]})
+    assert_equal_logits(ours, theirs, heard, window(theirs.facts, told))
+    ours.loss(heard).total.backward()
+    gradients = {name: p.grad for name, p in ours.named_parameters() if name.startswith("conditioners.labels")}
+    assert all(each is not None and each.abs().sum() > 0 for each in gradients.values())
+
+
+def test_a_longer_context_begins_like_the_shorter():
+    """Learnt positions are kept as far as they go, and so are Jukebox's shares of a window that ends with the song."""
+    theirs, ours = recipe(facts_of({})), recipe(facts_of({}), seed=1, length=32)
+    carried = carry(ours, theirs.state_dict(), theirs)
+    assert carried.fitted.keys() == {"transformer.positions"} and "16 rows of 16, 16 begin fresh" in carried.fits[0]
+    short, long = (window(theirs.facts, {}, length) for length in (16, 32))
+    long.codes["top"][..., :16] = short.codes["top"]
+    with torch.no_grad():
+        torch.testing.assert_close(ours.logits(long)[:, :16], theirs.logits(short), rtol=0, atol=1e-6)
+    assert "context_length 16 -> 32" in " ".join(carried.settings)
+    longer = prior(facts_of(GENRES), seed=1, length=64)
+    known = prior(facts_of(GENRES))
+    assert not carry(longer, known.state_dict(), known).fits
+    assert_equal_logits(longer, known, window(known.facts, {}))
+
+
+@pytest.mark.parametrize("make", [prior, partial(recipe, min_seconds=0.0)], ids=["autoregressive", "jukebox"])
+def test_times_keep_their_vectors_in_other_bins(make: Callable[..., Prior]):
+    """Told 120 seconds where there were 60: times in both bins' middles are heard as before, later ones as the last."""
+    theirs, ours = make(facts_of(GENRES), max_seconds=64.0), make(facts_of(GENRES), seed=1, max_seconds=128.0)
+    carry(ours, theirs.state_dict(), theirs)
+    count = 16 if make is prior else 64
+    mine, old = (dict(model.named_parameters()) for model in (ours, theirs))
+    names = [name for name in mine if name.startswith("conditioners.timing")]
+    assert len(names) == 3
+    for name, relative in zip(names, (False, False, True), strict=True):
+        rows = torch.arange(count) if relative else (2 * torch.arange(count) + 1).clamp(max=count - 1)
+        assert torch.equal(mine[name], old[name][rows])
+
+
+def codec(quantizer: Callable[..., Any] = QUANTIZERS["vq"], seed: int = 0, **options: Any) -> HierarchicalVQVAE:
+    """A small one that has heard a batch, so that its codebooks are started."""
+    torch.manual_seed(seed)
+    shape: dict[str, Any] = {"strides": {"top": [2], "bottom": [2, 2]}, "dim": 8, "depth": 1} | options
+    model = HierarchicalVQVAE(sample_rate=100, latent_dim=4, quantizer=quantizer, **shape)
+    model(noise(seed))
+    return model
+
+
+def noise(seed: int) -> Tensor:
+    return torch.randn(2, 1, 256, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS.values(), ids=QUANTIZERS)
+def test_a_codec_begins_as_the_other_is(quantizer: Callable[..., Any]):
+    """Whole: the same codes and the same sound. With a level fewer, or another codebook: what fits, as a whole."""
+    theirs, ours = codec(quantizer).eval(), codec(quantizer, seed=1).eval()
+    assert not carry(ours, theirs.state_dict(), theirs).new
+    codes = theirs.encode(noise(2))
+    assert all(torch.equal(mine, codes[level]) for level, mine in ours.encode(noise(2)).items())
+    assert torch.equal(ours.decode(codes), theirs.decode(codes))
+    single = codec(quantizer, seed=1, strides={"bottom": [2, 2]}).eval()
+    carried = carry(single, theirs.state_dict(), theirs)
+    assert not carried.new and all(".top." in key for key in carried.left)
+    assert torch.equal(single.encode(noise(2))["bottom"], codes["bottom"])
+
+
+def test_a_codebook_goes_with_its_encoder_only():
+    """Entries are of no use to another encoder; an encoder is, to other entries, which then start from its latents."""
+    theirs = codec()
+    deeper = carry(codec(seed=1, strides={"top": [2, 2], "bottom": [2, 2]}), theirs.state_dict(), theirs)
+    assert {key.split(".")[0] for key in deeper.new} == {"encoders", "quantizers", "decoders"}
+    assert all(".top." in key for key in deeper.new)
+    larger = HierarchicalVQVAE(100, {"top": [2], "bottom": [2, 2]}, 8, 1, 4, partial(VQ, codebook_size=32))
+    carried = carry(larger, theirs.state_dict(), theirs)
+    assert {key.split(".")[0] for key in carried.new} == {"quantizers"} and "vocab_size 16 -> 32" in carried.settings
+    larger(noise(3))
+    assert larger.quantizers["top"].get_buffer("vq._codebook.embed").std() > 0
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS.values(), ids=QUANTIZERS)
+@pytest.mark.parametrize("patterns", [["quantizers.*"], ["encoders.*", "quantizers.*"]], ids=["codebook", "codes"])
+def test_what_is_frozen_stays_to_the_bit_and_the_rest_moves(quantizer: Callable[..., Any], patterns: list[str]):
+    """Codebooks too, which move by themselves and revive the dead; the encoder hears through a frozen one."""
+    model = codec(quantizer)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    frozen = freeze({"codec": model}, patterns)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 0.01)
+    for step in range(3):
+        output = model(noise(step))
+        loss = sum((heard - noise(step)).square().mean() + q.loss for heard, q in output.values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    moved = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    assert not moved & frozen.keys() and all(key.startswith("quantizers.") for key in frozen if len(patterns) == 1)
+    for part in ("encoders", "decoders"):
+        names = {name for name, _ in model.named_parameters() if name.startswith(f"{part}.")}
+        assert names <= (frozen.keys() if f"{part}.*" in patterns else moved), part
+
+
+def test_patterns_are_held_to_their_word():
+    """Nothing matched, half of what moves as a whole, nothing left to learn: one line each, with what there is."""
+    for patterns, says in {
+        ("encoder.*",): r"no weight is called encoder\.\*; there are .*encoders\.\*",
+        ("*.embed",): r"_codebook.embed moves with .*cluster_size.*freeze quantizers.top.vq._codebook",
+        ("*",): "nothing is left of the codec to learn",
+    }.items():
+        with pytest.raises(InputError, match=says):
+            freeze({"codec": codec()}, patterns)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("level", [TOP, BOTTOM], ids=["top", "upsampler"])
+def test_openais_prior_gives_its_logits(level: Level, labelled: bool, tmp_path: Path):
+    """From its file, by the numbers of its labels as their names, in another order; its head and times likewise."""
+    hps = {
+        "levels": 2, "downs_t": [3, 2], "strides_t": [2, 2], "sr": 100, "l_bins": 12, "n_ctx": 16, "prior_width": 16,
+        "prior_depth": 4, "heads": 2, "attn_order": 2, "blocks": 4, "cond_depth": 1, "cond_width": 8, "y_bins": [4, 3],
+        "cond_dilation_growth_rate": 3, "cond_dilation_cycle": 8, "cond_c_res": 1, "min_duration": 17.0,
+        "max_duration": 60.0, "merged_decoder": level is TOP, "level": 1 if level is TOP else 0, "labels": labelled,
+    }  # fmt: skip
+    options = {"min_seconds": 17.0, "max_seconds": 60.0, "merged": level is TOP}
+    numbers = {"artist": ["", "1", "2"], "genre": ["", "1", "2", "3"]} if labelled else {}
+    theirs = recipe(facts_of(numbers, level), **options)
+    save_as_openai(tmp_path / "prior.pth.tar", theirs, keys_of(place_of(hps)), hps)
+    theirs = openai.read_prior(tmp_path / "prior.pth.tar", {})
+    own = {"artist": ["", "2", "new"], "genre": ["", "3", "1"]} if labelled else {}
+    ours = recipe(facts_of(own, level), seed=1, **options)
+    carried = carry(ours, theirs.state_dict(), theirs)
+    assert not carried.new and carried.settings == ["lyric_weight 0.1 -> 0.0"]
+    told = {"artist": ["2", ""], "genre": ["1; 3", "3"]} if labelled else {}
+    assert_equal_logits(ours, theirs, window(ours.facts, told), window(theirs.facts, told))
+
+
+# --- runs ----------------------------------------------------------------------------------------------------------
+
+
+def task_of(*arguments: str) -> Any:
+    """What train.py would learn."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return config.build(compose("train", list(arguments)).task)
+
+
+def first_loss(run: Path) -> float:
+    """Of the weights that a run began with, on its first batch."""
+    return table.metrics(run)[0]["loss/prior"]
+
+
+def test_a_run_from_another_resumes_to_the_same_bits(world: World):
+    """Its first loss is the other's; resumed, it asks nothing of it. What is frozen has no state and the same bits."""
+    shutil.copytree(world.runs / "top", source := world.runs / "source")
+    settings = (f"start.run={source}", "start.freeze=[transformer.*]", "optimizer=adamw", "trainer.precision=32-true")
+    task, (theirs, _) = task_of(*world.prior("top")), load_prior(str(source))
+    expected = theirs.loss(task.batch("train", 0)).total
+    done = command("train.py", *world.prior("top", "name=tuned", *settings))
+    assert done.code == 0, done.err
+    assert first_loss(world.runs / "tuned") == pytest.approx(expected.item(), rel=3e-6)
+    assert child(signalled, world.prior("top", "name=cut", *settings), 1, signal.SIGTERM) == 128 + signal.SIGTERM
+    shutil.rmtree(source)
+    assert command("train.py", *world.prior("top", "name=cut", *settings)).code == 0
+    assert_same(world.runs / "tuned", world.runs / "cut")
+    first, second = json.loads((world.runs / "cut" / "provenance.json").read_text())
+    assert first["start"]["from"] == str(source) and re.fullmatch("[0-9a-f]{12}", first["start"]["fingerprint"])
+    assert "start" not in second
+    log = (world.runs / "tuned" / "train.log").read_text()
+    assert re.search(r"begins with .*source.*\n *taken over: \d+ tensors, [\d,]+ numbers", log) and "frozen: " in log
+    path = checkpoint.latest(world.runs / "tuned")
+    assert path is not None
+    weights, state = load_file(path / "model.safetensors"), checkpoint.read_trainer(path)["learner"]
+    moved = {name for name, value in theirs.state_dict().items() if not torch.equal(weights[f"prior/{name}"], value)}
+    assert moved and not any(name.startswith("transformer.") for name in moved)
+    learnt = [name for name, _ in theirs.named_parameters() if not name.startswith("transformer.")]
+    assert len(state["optimizers"]["prior"]["state"]) == len(learnt) < len(dict(theirs.named_parameters()))
+
+
+def test_a_codec_trained_on_keeps_its_codes_where_they_are_frozen(world: World):
+    """Priors of the one can then be trained on with the other; without that, they are refused."""
+    codec, frozen = f"start.run={world.runs}/codec", "start.freeze=[encoders.*,quantizers.*]"
+    for name, *settings in (("kept", codec, frozen), ("drifted", codec)):
+        assert command("train.py", *world.codec(f"name={name}", *settings)).code == 0
+    start = Start(run=str(world.runs / "top"))
+    kept, drifted = (
+        task_of(*world.prior("top", f"codec.run={world.runs}/{name}"), f"codec.run={world.runs}/{name}")
+        for name in ("kept", "drifted")
+    )
+    assert start.begin(kept, world.folder / "nowhere")
+    theirs, _ = load_prior(str(world.runs / "top"))
+    batch = kept.batch("train", 0)
+    assert torch.equal(kept.models["prior"].loss(batch).total, theirs.loss(batch).total)
+    with pytest.raises(InputError, match=r"another codec.*start\.freeze=\[quantizers\.\*\]"):
+        start.begin(drifted, world.folder / "nowhere")
+
+
+def test_openais_codec_and_prior_are_trained_on(world: World, tmp_path: Path):
+    """From tiny files as OpenAI's: a prior's first loss is that of its weights, a codec's codes likewise."""
+    shape = {"levels": 2, "downs_t": [2, 2], "strides_t": [2, 2], "sr": 8000, "l_bins": 12, "emb_width": 4}
+    shape |= {"width": 4, "depth": 1}
+    sizes = (8000, {"top": [2, 2], "bottom": [2, 2]}, 4, 1, 4)
+    codec = shaken(HierarchicalVQVAE(*sizes, partial(JukeboxVQ, codebook_size=12)), 0)
+    for quantizer in codec.quantizers.values():
+        quantizer.set_entries(torch.randn(12, 4, generator=torch.Generator().manual_seed(1)))
+    keys = vqvae.keys_of(vqvae.shape_of(shape))
+    save_as_openai(tmp_path / "vqvae.pth.tar", codec, keys, shape)
+    hps = shape | {
+        "level": 1,
+        "n_ctx": 64,
+        "prior_width": 16,
+        "prior_depth": 3,
+        "heads": 2,
+        "attn_order": 2,
+        "blocks": 8,
+    }
+    hps |= {"y_bins": [3, 2], "min_duration": 0.0, "max_duration": 600.0}
+    facts = Facts(codec.levels[0], None, {"artist": ["", "1"], "genre": ["", "1", "2"]}, {}, 8000)
+    save_as_openai(
+        tmp_path / "prior.pth.tar",
+        shaken(JukeboxRecipe(facts, 16, 3, 2, 64, num_rows=8), 2),
+        keys_of(place_of(hps)),
+        {},
+    )
+    told = (
+        "codec=openai",
+        f"codec.path={tmp_path}/vqvae.pth.tar",
+        "prior=jukebox",
+        "prior.depth=3",
+        "prior.num_rows=8",
+    )
+    arguments = [
+        word for word in world.prior("top", "name=openai", *told) if not word.startswith(("codec.run", "prior.depth=1"))
+    ]
+    start = (f"start.openai={tmp_path}/prior.pth.tar", f"start.hps={hps}".replace("'", ""), "trainer.precision=32-true")
+    done = command("train.py", *arguments, *start)
+    assert done.code == 0, done.err
+    theirs, task = openai.read_prior(tmp_path / "prior.pth.tar", hps), task_of(*arguments)
+    untold = task.facts.untold(task.batch("train", 0))  # no song's genre is called as one of OpenAI's numbers
+    assert first_loss(world.runs / "openai") == pytest.approx(theirs.loss(untold).total.item(), rel=3e-6)
+    assert torch.equal(task.codec.encode(noise(1))["top"], codec.encode(noise(1))["top"])
+    assert load_prior(str(world.runs / "openai"))[0].facts.level == theirs.facts.level
+    own = HierarchicalVQVAE(*sizes, partial(JukeboxVQ, codebook_size=12)).eval()
+    read = openai.read(tmp_path / "vqvae.pth.tar")
+    assert not carry(own, read.state_dict(), read).new
+    assert torch.equal(own.encode(noise(1))["bottom"], codec.encode(noise(1))["bottom"])
+
+
+def save_as_openai(path: Path, model: Any, keys: Any, hps: dict[str, Any]) -> None:
+    """A checkpoint file of its weights under OpenAI's keys and in OpenAI's shapes."""
+    state = model.state_dict()
+    found = {key: state[ours] for key, ours in keys}
+    shaped = {k: v.T if k.endswith(".w") else v.squeeze(2) if v.ndim == 4 else v for k, v in found.items()}
+    torch.save({"model": shaped, "hps": hps}, path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ("start.run={runs}/nope", "runs/nope is no run: it has no config.yaml"),
+        ("start.run={runs}/codec", "runs/codec trained no prior"),
+        ("start.run={runs}/middle", "is a prior of .*middle.*this run learns .*top.*: expected the same level"),
+        ("start.run={runs}/top start.freeze=[transformer]", r"no weight is called transformer; .* transformer\.\*"),
+        ("start.freeze=[transformer.*]", "nothing is known of it yet; give start.run="),
+        ("start.run={runs}/top start.openai=x", "expected one; leave out the other"),
+        ("start.openai={runs}/nope", "runs/nope: cannot be opened"),
+        ("start.run={runs}/top prior.dim=32", "no matrix of it fits this prior; start from one of its shape"),
+        ("start.run={runs}/top prior.depth=2 start.freeze=[transformer.*]", "transformer.blocks.1.* is new here"),
+        ("start.runn=x", "Start takes no 'runn'; it takes run"),
+    ],
+)
+def test_what_cannot_be_begun_with_is_one_line(world: World, settings: str, says: str):
+    done = command("train.py", *world.prior("top", "name=mistake", *settings.format(runs=world.runs).split()))
+    assert re.search(says, done.error), done.error
