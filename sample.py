@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from jukebox_lite import config
 from jukebox_lite.codecs.base import Codec
 from jukebox_lite.datasets.code_cache import codec_fingerprint
-from jukebox_lite.errors import InputError
+from jukebox_lite.errors import InputError, one_line
 from jukebox_lite.files import clean, write_text
 from jukebox_lite.generation.complete import complete
 from jukebox_lite.generation.filling import Cost
@@ -34,12 +34,12 @@ def main(cfg: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         page = sample(cfg, folder)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"listen: {page}")
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            print(f"compare: {write_comparison(folder.parent, folder)}")
+    except (InputError, OSError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
         raise SystemExit(1) from None
-    print(f"listen: {page}")
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        print(f"compare: {write_comparison(folder.parent, folder)}")
 
 
 def sample(cfg: DictConfig, folder: Path) -> Path:

@@ -11,7 +11,7 @@ from lightning_fabric.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig, OmegaConf
 
 from jukebox_lite import config
-from jukebox_lite.errors import InputError
+from jukebox_lite.errors import InputError, one_line
 from jukebox_lite.training import run
 from jukebox_lite.training.meter import TrainingDiverged
 
@@ -21,8 +21,8 @@ def main(cfg: DictConfig) -> float:
     """Returns the best validation score, so that sweepers can compare runs."""
     try:
         return train(cfg, Path(HydraConfig.get().runtime.output_dir))
-    except (InputError, TrainingDiverged) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (InputError, TrainingDiverged, OSError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             return float("inf")  # the sweep's other jobs go on
         raise SystemExit(1) from None

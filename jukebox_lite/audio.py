@@ -1,5 +1,6 @@
 """Audio files in and out: probe, read a window, stream, write. soundfile decodes, soxr resamples."""
 
+import errno
 import math
 import os
 import re
@@ -17,6 +18,7 @@ from einops import rearrange
 from torch import Tensor
 
 from jukebox_lite.errors import InputError
+from jukebox_lite.files import whole
 
 _CREDIBLE_RATES = (1_000, 768_000)  # Hz; a header outside of this is damaged
 _MARGIN = 256  # samples of the slower rate around a window; soxr's filter reaches about 80
@@ -52,6 +54,8 @@ def probe(path: str | Path) -> AudioInfo:
     """
     path = Path(path)
     try:
+        if not path.is_file() and path.exists():
+            raise InputError("not a file")  # opening a pipe would wait for ever
         if path.stat().st_size == 0:
             raise InputError("empty file (0 bytes)")
         with _quiet(path), soundfile.SoundFile(path) as file:
@@ -105,24 +109,49 @@ def write(path: str | Path, audio: Tensor, sample_rate: int) -> None:
 
 @contextmanager
 def writing(path: str | Path, sample_rate: int, channels: int) -> Iterator[Callable[[Tensor], None]]:
-    """Gives `put`, which adds audio [C, n] to a file as `write` writes it; the file appears when the block succeeds."""
+    """Gives `put`, which adds audio [C, n] to a file as `write` writes it; the file appears when the block succeeds.
+
+    Raises OSError where the disk does not take all of it.
+    """
     path = Path(path)
     if path.suffix.lower() not in _FORMATS:
         raise InputError(f"{path}: cannot write {path.suffix or 'a file without suffix'}; use {', '.join(_FORMATS)}")
     container, subtype = _FORMATS[path.suffix.lower()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with soundfile.SoundFile(part, "w", sample_rate, channels, subtype, format=container) as file:
+    num_frames = 0
+    with whole(path) as beside:
+        beside.touch()  # whose OSError says more than libsndfile's
+        with soundfile.SoundFile(beside, "w", sample_rate, channels, subtype, format=container) as file:
 
             def put(audio: Tensor) -> None:
+                nonlocal num_frames
                 for block in audio.split(_BLOCK, -1):  # one long call crashes on ogg (python-soundfile #233)
-                    file.write(rearrange(block.detach().float().cpu().clamp(-1, 1), "c n -> n c").contiguous().numpy())
+                    frames = rearrange(block.detach().float().cpu().clamp(-1, 1), "c n -> n c").contiguous().numpy()
+                    try:
+                        file.write(frames)
+                    except (soundfile.SoundFileError, AssertionError) as error:  # it asserts that all was written
+                        raise _not_taken(path) from error
+                    num_frames += len(frames)
 
             yield put
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+        if not _holds(
+            beside, num_frames
+        ):  # of what it could not write when it closed the file, libsndfile says nothing
+            raise _not_taken(path)
+
+
+def _not_taken(path: Path) -> OSError:
+    """For a file that libsndfile could not write: it does not say why."""
+    return OSError(errno.EIO, "not written whole, as on a full disk", str(path))
+
+
+def _holds(path: Path, num_frames: int) -> bool:
+    """Whether a file that was written can be read to its end."""
+    try:
+        info = probe(path)
+    except InputError:
+        return num_frames == 0
+    return info.num_frames == num_frames
 
 
 def _check_end(path: Path, info: AudioInfo, container: str, log: str) -> None:

@@ -10,6 +10,7 @@ import inspect
 import os
 import re
 import sys
+import threading
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +23,7 @@ from hydra.errors import HydraException, InstantiationException, MissingConfigEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from jukebox_lite.errors import InputError
+from jukebox_lite.errors import InputError, one_line
 
 # A config may be part of somebody else's checkpoint: it is data. It may build the classes of these rooms and call these
 # functions, and nothing else, whatever path leads to it.
@@ -125,18 +126,22 @@ def launch(main: Callable[[], Any]) -> None:
     what each part takes, and judges it.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise what it would print
+    threading.excepthook = _told_elsewhere
     sys.argv[1:] = [f"++{word}" if _SETTING_OF_A_PART.match(word) else word for word in sys.argv[1:]]
     try:
         main()
-    except (HydraException, OmegaConfBaseException, InputError) as error:  # the last from a sweeper
-        print(f"error: {_one_line(error)}", file=sys.stderr)
+    except (HydraException, OmegaConfBaseException) as error:
+        print(f"error: {_complaint(error)}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except (InputError, OSError) as error:  # of a sweeper; and where it cannot make the run's folder
+        print(f"error: {one_line(error)}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:  # outside of training, which saves first
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
 
 
-def _one_line(error: Exception) -> str:
+def _complaint(error: Exception) -> str:
     """Hydra's and OmegaConf's complaints, with the nearest name that does exist, or what to install."""
     first = str(error).splitlines()[0]
     for part, (extra, needed) in _OPTIONAL.items():
@@ -154,6 +159,12 @@ def _one_line(error: Exception) -> str:
     if missing := re.search(r"Missing mandatory value: (\S+)", str(error)):
         return f"'{missing[1]}' is not set: give {missing[1]}=..."
     return first
+
+
+def _told_elsewhere(failure: threading.ExceptHookArgs) -> None:
+    """Keeps quiet of a full disk that ends a thread: who waits for the thread, as for TensorBoard's, hears of it."""
+    if not issubclass(failure.exc_type, OSError):
+        threading.__excepthook__(failure)
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

@@ -16,11 +16,8 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file beside its place, bring it to the disk and move it there; a reader never sees half of it."""
-    beside = path.with_name(f"{_BESIDE}{path.name}-{os.getpid()}")
-    beside.write_bytes(data)
-    sync(beside)
-    beside.replace(path)
-    sync(path.parent)
+    with whole(path) as beside:
+        beside.write_bytes(data)
 
 
 @contextmanager
@@ -38,15 +35,21 @@ def whole(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """An empty folder beside `folder` to write into; takes its place, with all its files, if the block succeeds."""
+    """An empty folder beside `folder` to write into; takes its place, with all its files, if the block succeeds, and is
+    gone if not: a full disk is not kept full by what did not fit.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     clean(folder.parent)
     beside = folder.with_name(f"{_BESIDE}{folder.name}")
     beside.mkdir()
-    yield beside
-    for path in beside.rglob("*"):
-        sync(path)
-    sync(beside)
+    try:
+        yield beside
+        for path in beside.rglob("*"):
+            sync(path)
+        sync(beside)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
     if folder.exists():
         folder.rename(folder.with_name(f"{_BESIDE}{folder.name}-old"))
     beside.rename(folder)

@@ -361,6 +361,65 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(tmp_path: Path) ->
     assert "TrainingDiverged: step 3" in (tmp_path / "train.log").read_text()
 
 
+class Poisoned(Regression):
+    """Is not finite in a range of training batches, whatever run of batches they are in."""
+
+    def __init__(self, *poisoned: int, spoil: Callable[[int], None] = lambda _: None) -> None:
+        super().__init__(spoil)
+        self.poison = poisoned
+
+    def batch(self, split: str, step: int) -> Tensor:
+        """[8, 4]; not finite where poisoned."""
+        return super().batch(split, step) / (0 if split == "train" and step in self.poison else 1)
+
+
+rewinding = partial(trainer, on_nonfinite="rewind", max_steps=12, checkpoint_every=4, validate_every=6)
+
+
+def test_a_rewound_run_passes_what_was_not_finite_by(tmp_path: Path) -> None:
+    """It learns from no batch after its checkpoint that it had seen, ends finite, and its log holds no step twice."""
+    seen: list[int] = []
+
+    class Watched(Poisoned):
+        def batch(self, split: str, step: int) -> Tensor:
+            if split == "train":
+                seen.append(step)
+            return super().batch(split, step)
+
+    rewinding().fit(Watched(6), tmp_path, seed=3)
+    assert 6 in seen and len(set(seen)) == len(seen)
+    assert all(value.isfinite().all() for value in final(tmp_path).values())
+    assert [line["step"] for line in journal(tmp_path)] == [1, 2, 4, 6, 8, 10, 12]
+    log = (tmp_path / "train.log").read_text()
+    assert re.search("step 6: .* not finite .*; rewound to step 4, to go on with other batches", log)
+
+
+@pytest.mark.parametrize("cut", [1, 5, 9, 10, 11, 13, 14, 16])
+def test_a_rewound_run_resumes_to_the_same_bits(tmp_path: Path, cut: int) -> None:
+    """Cut before, between and after two rewinds, one of them in what the other led to."""
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    poison = (6, 9 + (1 << 40))
+    best = rewinding().fit(Poisoned(*poison), whole, seed=3)
+    with pytest.raises(CutOff):
+        rewinding().fit(Poisoned(*poison, spoil=cut_at(cut)), resumed, seed=3)
+    assert rewinding().fit(Poisoned(*poison), resumed, seed=3) == best
+    assert_same(whole, resumed)
+    assert journal(whole) == journal(resumed)
+    assert json.loads((whole / "checkpoints/00000012/trainer.json").read_text())["learner"]["rewinds"] == 2
+
+
+def test_rewinding_ends(tmp_path: Path) -> None:
+    """After three times from one checkpoint; and at once where there is none yet. What was saved stays finite."""
+    everywhere = [step + (times << 40) for step in (6, 7) for times in range(9)]
+    with pytest.raises(TrainingDiverged, match="^step 6: .* not finite .*; so it did on other batches, 3 times"):
+        rewinding().fit(Poisoned(*everywhere), tmp_path / "often", seed=3)
+    assert (tmp_path / "often" / "train.log").read_text().count("rewound to step 4") == 3
+    assert [path.name for path in (tmp_path / "often" / "checkpoints").iterdir()] == ["00000004"]
+    assert all(value.isfinite().all() for value in final(tmp_path / "often").values())
+    with pytest.raises(TrainingDiverged, match="^step 2: .* not finite .*; there is no checkpoint yet to rewind to"):
+        rewinding().fit(Poisoned(2), tmp_path / "early", seed=3)
+
+
 def test_averages_equal_a_sum_by_hand() -> None:
     """Decay (1 + n) / (10 + n), then its limit; integers are copied; the model is left alone."""
     model = Toy()
@@ -375,6 +434,18 @@ def test_averages_equal_a_sum_by_hand() -> None:
     torch.testing.assert_close(average.linear.weight.detach(), expected)
     assert average.count == 4 and not average.training
     assert model.linear.weight.requires_grad and not average.linear.weight.requires_grad
+
+
+def test_as_many_checkpoints_are_kept_as_asked_for(tmp_path: Path) -> None:
+    """And the best: with a rate that undoes what was learnt, an early one. The rehearsal counts with one more."""
+    wild = {"optimizer": partial(torch.optim.SGD, lr=9.0), "schedule": partial(constant, warmup_steps=4)}
+    how = trainer(keep_last=2, checkpoint_every=1, validate_every=1, ema_decay=0.0, **wild)
+    how.fit(Regression(), tmp_path, seed=0)
+    scores = {line["step"]: line["score"] for line in journal(tmp_path)}
+    best = min(scores, key=scores.__getitem__)
+    assert best < 5
+    assert {int(path.name) for path in (tmp_path / "checkpoints").iterdir()} == {best, 5, 6}
+    assert "for 3 checkpoints" in how.rehearse(Regression(), seed=0)[-1]
 
 
 def test_schedules_rise_and_fall() -> None:
@@ -432,6 +503,8 @@ def test_a_run_leaves_what_a_person_looks_for(tmp_path: Path) -> None:
         ({"precision": "16-mixed"}, "trainer.precision=16-mixed: give one of auto, 32-true, bf16-mixed"),
         ({"strategy": "fsdp"}, "trainer.strategy=fsdp"),
         ({"validate_every": 0}, "trainer.validate_every=0: give 1 or more"),
+        ({"keep_last": 0}, "trainer.keep_last=0: give 1 or more"),
+        ({"on_nonfinite": "skip"}, "trainer.on_nonfinite=skip: give one of stop, rewind"),
         ({"gradient_clip": 0.0}, "trainer.gradient_clip=0.0: give more than 0"),
         ({"ema_decay": 1.0}, "trainer.ema_decay=1.0: give 0 or more"),
     ],

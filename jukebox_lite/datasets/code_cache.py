@@ -11,13 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 from torch import Tensor
 
 from jukebox_lite import audio
 from jukebox_lite.codecs.base import Codec
 from jukebox_lite.codecs.pieces import encode_in_pieces, padded_length
 from jukebox_lite.datasets.songs import Song, Songs
+from jukebox_lite.errors import InputError
+from jukebox_lite.files import whole, write_text
 from jukebox_lite.levels import Level
 from jukebox_lite.metrics.codecs import bits_per_step, code_histogram, code_use, perplexity
 from jukebox_lite.nn.device import device_of
@@ -54,12 +56,15 @@ class CodeCache:
     """
 
     def __init__(self, folder: Path):
-        manifest = json.loads((folder / "manifest.json").read_text())
         self.folder = folder
-        self.levels = tuple(Level(**level) for level in manifest["levels"])
-        self.songs = tuple(CachedSong(**song) for song in manifest["songs"])
-        self.statistics: dict[str, dict[str, float]] = manifest["statistics"]
-        self.arrays = {level.name: np.load(folder / f"{level.name}.npy", mmap_mode="r") for level in self.levels}
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text())
+            self.levels = tuple(Level(**level) for level in manifest["levels"])
+            self.songs = tuple(CachedSong(**song) for song in manifest["songs"])
+            self.statistics: dict[str, dict[str, float]] = manifest["statistics"]
+            self.arrays = {level.name: np.load(folder / f"{level.name}.npy", mmap_mode="r") for level in self.levels}
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError, EOFError) as error:
+            raise InputError(f"{folder} is no cache of codes ({error}); remove it, and it is made again") from error
 
     @classmethod
     def open(cls, folder: str | Path, codec: Codec, songs: Songs) -> "CodeCache":
@@ -108,8 +113,9 @@ def _encode_songs(codec: Codec, songs: Songs, parts: Path) -> None:
     total = sum(song.info.seconds for _, song in missing)
     with progress("encoding songs", total, "audio s") as advance:
         for path, song in missing:
-            save_file(_encode(codec, song, advance), path.with_suffix(".partial"))
-            path.with_suffix(".partial").replace(path)
+            arrays = _encode(codec, song, advance)
+            with whole(path) as beside:
+                beside.write_bytes(save(arrays))
     codec.cpu()
 
 
@@ -153,11 +159,12 @@ def _assemble(codec: Codec, songs: Songs, parts: Path, path: Path) -> None:
     for level in codec.levels:
         ratio = codec.levels[0].samples_per_step // level.samples_per_step
         shape = (start * ratio, level.channels)
-        array = np.lib.format.open_memmap(making / f"{level.name}.npy", "w+", _dtype(level), shape)
-        for song, entry in zip(songs.all, cached, strict=True):
-            codes = load_file(parts / _part(song))[level.name]
-            array[entry.start * ratio : (entry.start + entry.length) * ratio] = codes
-        array.flush()
+        with (making / f"{level.name}.npy").open("wb") as file:  # written: a full disk kills who writes to a memory-map
+            header = {"descr": np.dtype(_dtype(level)).str, "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for song in songs.all:
+                file.write(load_file(parts / _part(song))[level.name].data)
+        array = np.load(making / f"{level.name}.npy", mmap_mode="r")
         spans = [slice(s.start * ratio, (s.start + s.length) * ratio) for s in cached if s.name in held_out]
         heard = np.concatenate([array[span] for span in spans])
         statistics[level.name] = _statistics(heard, level, codec.sample_rate)
@@ -166,7 +173,7 @@ def _assemble(codec: Codec, songs: Songs, parts: Path, path: Path) -> None:
         "songs": [asdict(entry) for entry in cached],
         "statistics": statistics,
     }
-    (making / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    write_text(making / "manifest.json", json.dumps(manifest, indent=1))
     making.replace(path)
     shutil.rmtree(parts)
 

@@ -28,3 +28,11 @@ def free_bytes(device: torch.device) -> int:
         available = next(line for line in told.read_text().splitlines() if line.startswith("MemAvailable:"))
         return 1024 * int(available.split()[1])
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def multiplies_bf16() -> bool:
+    """Whether this machine's accelerator, or else its processor, does so natively; emulated it would be slower."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("avx512_bf16", False) or able.get("amx_bf16", False) or able.get("bf16", False))

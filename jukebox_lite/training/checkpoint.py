@@ -7,6 +7,7 @@ checkpoints/00020000/
   manifest.json          step, validation score, size and SHA-256 of each file; written last
 """
 
+import errno
 import hashlib
 import json
 import math
@@ -25,6 +26,7 @@ from jukebox_lite.errors import InputError
 
 _FOLDER = "checkpoints"
 _MODEL, _TENSORS, _STRUCTURE, _MANIFEST = "model.safetensors", "trainer.safetensors", "trainer.json", "manifest.json"
+_FILES = (_MODEL, _TENSORS, _STRUCTURE)  # of which the manifest tells
 
 
 def save(
@@ -38,18 +40,19 @@ def save(
     """Write a run's checkpoint of `step` and return its path; drop all but the last `keep` and the best score's.
 
     `weights` are state dicts by model name. `trainer_state` nests dicts, lists and tuples of tensors and scalars.
-    `score` is the validation score of these very weights, lower is better; None where they were not validated.
+    `score` is the validation score of these very weights, lower is better; None where they were not validated. Raises
+    OSError where the disk refuses; the checkpoints that there are stay.
     """
     target = folder / _FOLDER / f"{step:08d}"
     tensors: dict[str, Tensor] = {}
     structure = _pack(trainer_state, "", tensors)
     named = {f"{model}/{key}": value for model, state in weights.items() for key, value in state.items()}
     with files.staged(target) as beside:
-        save_file(_own_memory(named), beside / _MODEL)
-        save_file(_own_memory(tensors), beside / _TENSORS)
+        _write_tensors(named, beside / _MODEL)
+        _write_tensors(tensors, beside / _TENSORS)
         (beside / _STRUCTURE).write_text(json.dumps(structure, indent=1, allow_nan=False))
         known = score if score is not None and math.isfinite(score) else None
-        sums = {name: _fingerprint(beside / name) for name in (_MODEL, _TENSORS, _STRUCTURE)}
+        sums = {name: _fingerprint(beside / name) for name in _FILES}
         manifest = {"step": step, "score": known, "files": sums}
         (beside / _MANIFEST).write_text(json.dumps(manifest, indent=1))
     _prune(folder, keep)
@@ -73,14 +76,17 @@ def latest(folder: Path, warn: Callable[[str], None] = _print_warning) -> Path |
 
 
 def verify(path: Path) -> None:
-    """Raise InputError unless every file of the checkpoint is as its manifest says."""
-    try:
-        manifest = json.loads((path / _MANIFEST).read_text())
-        for name, expected in manifest["files"].items():
-            if _fingerprint(path / name) != expected:
-                raise InputError(f"{path / name} is not the file that was saved: its checksum differs")
-    except (OSError, KeyError, AttributeError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} is not a whole checkpoint: {error}") from error
+    """Raise InputError unless every file of the checkpoint is as its manifest says, and it tells of each."""
+    sums = _manifest(path).get("files")
+    if not isinstance(sums, dict) or sums.keys() != set(_FILES):
+        raise InputError(f"{path / _MANIFEST} is no manifest: expected the checksums of {', '.join(_FILES)}")
+    for name in _FILES:
+        try:
+            found = _fingerprint(path / name)
+        except OSError as error:
+            raise InputError(f"{path} is not a whole checkpoint: {error}") from error
+        if found != sums[name]:
+            raise InputError(f"{path / name} is not the file that was saved: its checksum differs")
 
 
 def read_weights(path: Path, model_name: str) -> dict[str, Tensor]:
@@ -99,9 +105,14 @@ def read_weights(path: Path, model_name: str) -> dict[str, Tensor]:
 
 
 def read_trainer(path: Path) -> dict[str, Any]:
-    """What `save` was given as `trainer_state`, with its tensors on the CPU."""
-    structure = json.loads((path / _STRUCTURE).read_text())
-    return _unpack(structure, load_file(path / _TENSORS))
+    """What `save` was given as `trainer_state`, with its tensors on the CPU; InputError where it is nothing like it."""
+    try:
+        state = _unpack(json.loads((path / _STRUCTURE).read_text()), load_file(path / _TENSORS))
+    except (OSError, SafetensorError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise InputError(f"{path / _STRUCTURE} and {_TENSORS} do not belong together: {error}") from error
+    if not isinstance(state, dict):
+        raise InputError(f"{path / _STRUCTURE} holds a {type(state).__name__}, expected a trainer's state by name")
+    return state
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -122,15 +133,35 @@ def _prune(folder: Path, keep: int) -> None:
 def _score(path: Path) -> float | None:
     """The validation score in a checkpoint's manifest; None where there is none, or no manifest to read."""
     try:
-        return json.loads((path / _MANIFEST).read_text())["score"]
-    except (OSError, KeyError, TypeError, ValueError):
+        score = _manifest(path).get("score")
+    except InputError:
         return None
+    return score if isinstance(score, float) and math.isfinite(score) else None
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    """What a checkpoint's manifest tells. Raises InputError where there is none to read."""
+    try:
+        manifest = json.loads((path / _MANIFEST).read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not a whole checkpoint: {error}") from error
+    if not isinstance(manifest, dict):
+        raise InputError(f"{path / _MANIFEST} is no manifest: it holds a {type(manifest).__name__}")
+    return manifest
 
 
 def _fingerprint(path: Path) -> dict[str, int | str]:
     """A file's size in bytes and its SHA-256."""
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file; OSError where the disk refuses."""
+    try:
+        save_file(_own_memory(tensors), path)
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error), str(path)) from error
 
 
 def _own_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

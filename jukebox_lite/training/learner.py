@@ -19,9 +19,14 @@ from jukebox_lite.training.averages import averaged, follow
 from jukebox_lite.training.meter import GRAD_NORM, LOSS, Meter
 from jukebox_lite.training.reader import Reader
 
+_ELSEWHERE = 1 << 40  # batches: where a rewound run goes on is none that it has seen
+
 
 class Learner:
-    """Models, optimizers, schedules and averages by the models' names, and how many steps they have taken."""
+    """Models, optimizers, schedules and averages by the models' names, and how many steps they have taken.
+
+    `rewinds` is how often they went back to a checkpoint since the run began: each leads on to other batches.
+    """
 
     def __init__(
         self,
@@ -36,7 +41,7 @@ class Learner:
     ) -> None:
         self.task, self.fabric, self.accumulate, self.seed = task, fabric, accumulate, seed
         self.gradient_clip, self.ema_decay = gradient_clip, ema_decay
-        self.step = 0
+        self.step, self.rewinds = 0, 0
         self.meter = Meter()
         self.parameters = {name: [p for _, p in _learning(model)] for name, model in task.models.items()}
         try:
@@ -93,11 +98,11 @@ class Learner:
         """All that a resumed run needs besides `weights`. Random numbers are functions of (seed, step)."""
         parts = {"models": self.task.models, "optimizers": self.optimizers, "schedules": self.schedules}
         states = {part: {name: thing.state_dict() for name, thing in things.items()} for part, things in parts.items()}
-        return {"step": self.step, **states}
+        return {"step": self.step, "rewinds": self.rewinds, **states}
 
     def load_state_dict(self, state: dict[str, Any], weights: dict[str, dict[str, Tensor]]) -> None:
         """Go on from what `state_dict` and `weights` gave."""
-        self.step = state["step"]
+        self.step, self.rewinds = state["step"], state.get("rewinds", 0)  # older checkpoints do not count them
         for name, model in self.task.models.items():
             model.load_state_dict(state["models"][name])
             self.averages[name].load_state_dict(weights[name])
@@ -106,7 +111,7 @@ class Learner:
 
     def _index(self, micro_step: int) -> int:
         """Which batch of the whole training this process reads at a micro-step."""
-        return micro_step * self.fabric.world_size + self.fabric.global_rank
+        return self.rewinds * _ELSEWHERE + micro_step * self.fabric.world_size + self.fabric.global_rank
 
     def _update(self, name: str, loss: Tensor, last: bool) -> None:
         """Descend one step on `loss` with the model `name`, and with no other that the loss passed through."""

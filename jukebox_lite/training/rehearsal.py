@@ -15,7 +15,6 @@ from jukebox_lite.training.learner import Learner
 from jukebox_lite.training.reader import Reader
 
 _TIMED_STEPS = 2
-_KEPT = 4  # checkpoints: the last three and the best
 
 
 @dataclass(frozen=True)
@@ -28,8 +27,8 @@ class Rehearsal:
     memory_bytes: int  # the most that was held: by the whole process, or of an accelerator's memory
     checkpoint_bytes: int
 
-    def lines(self, max_steps: int, num_validations: int) -> list[str]:
-        """For people."""
+    def lines(self, max_steps: int, num_validations: int, num_checkpoints: int) -> list[str]:
+        """For people; `num_checkpoints` are kept."""
         training = timedelta(seconds=round(max_steps * self.step_seconds))
         validating = timedelta(seconds=round(num_validations * self.validation_seconds))
         return [
@@ -37,7 +36,8 @@ class Rehearsal:
             f"{self.flop / self.step_seconds / 1e9:,.0f} GFLOP/s on each device",
             f"time: {training} for {max_steps:,} steps, {validating} for {num_validations:,} validations",
             f"memory: {self.memory_bytes / 2**30:.2f} GiB at most in these steps",
-            f"disk: {_KEPT * self.checkpoint_bytes / 2**20:,.0f} MiB, for {_KEPT} checkpoints; samples beside them",
+            f"disk: {num_checkpoints * self.checkpoint_bytes / 2**20:,.0f} MiB, for {num_checkpoints} checkpoints; "
+            "samples beside them",
         ]
 
 

@@ -1,7 +1,7 @@
 """All that a run tells the world, in one place: the first process reports, the others keep silent."""
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Self
 
@@ -45,7 +45,8 @@ class Reporter(Silence):
 
     def __exit__(self, *error: object) -> None:
         if isinstance(error[1], Exception):
-            self._progress.log(f"{type(error[1]).__name__}: {error[1]}")
+            with suppress(OSError):  # of a full disk, which may be the error that is told
+                self._progress.log(f"{type(error[1]).__name__}: {error[1]}")
         self._closing.close()
 
     def say(self, line: str) -> None:

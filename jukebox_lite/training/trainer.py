@@ -1,8 +1,9 @@
 """How a task is learnt: the loop, and when it logs, validates, saves and stops."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from jukebox_lite.errors import InputError
+from jukebox_lite.nn.device import multiplies_bf16
 from jukebox_lite.tasks.base import Task
 from jukebox_lite.training import checkpoint
 from jukebox_lite.training.interruption import Interruption
@@ -19,9 +21,11 @@ from jukebox_lite.training.pruning import MedianPruner
 from jukebox_lite.training.reader import Reader
 from jukebox_lite.training.rehearsal import rehearse
 from jukebox_lite.training.reporter import Reporter, Silence
+from jukebox_lite.training.rewinding import MOST_REWINDS, fit_rewinding
 from jukebox_lite.training.tracking import Tracker
 
 _PRECISIONS = ("auto", "32-true", "bf16-mixed")  # 16-mixed skips steps, and its loss scale would have to be saved
+_ON_NONFINITE = ("stop", "rewind")
 _STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")  # sharded weights would need sharded checkpoints
 
 
@@ -35,6 +39,7 @@ class _Fit:
     reporter: Silence
     interruption: Interruption
     best: float  # validation score
+    keep_last: int  # checkpoints
     pruned: bool = False  # worse than the sweep's other runs
     amount: float = 0.0  # of the task's rate_unit, in this process
     began: float = field(default_factory=time.perf_counter)  # seconds
@@ -48,8 +53,9 @@ class Trainer:
     """Takes a task through `max_steps` on any number of devices; the same call again goes on where it was cut off.
 
     `optimizer` takes parameters, `schedule` an optimizer and `max_steps`, `tracker` the run's folder and its step.
-    A step learns from `accumulate` batches on each device. Intervals are in steps. `dry_run` asks whoever holds the
-    trainer to call `rehearse`, not `fit`. `pruner` may end a run of a sweep early.
+    A step learns from `accumulate` batches on each device. Intervals are in steps; the last `keep_last` checkpoints are
+    kept, and the best. `dry_run` asks whoever holds the trainer to call `rehearse`, not `fit`. `pruner` may end a run
+    of a sweep early.
     """
 
     def __init__(
@@ -61,6 +67,7 @@ class Trainer:
         tracker: Callable[..., Tracker],
         validate_every: int,
         checkpoint_every: int,
+        keep_last: int = 3,
         log_every: int = 10,
         accumulate: int = 1,
         gradient_clip: float = 1.0,
@@ -70,49 +77,56 @@ class Trainer:
         num_nodes: int = 1,
         strategy: str = "auto",
         precision: str = "32-true",
+        on_nonfinite: str = "stop",
         compile: bool = False,
         dry_run: bool = False,
         pruner: MedianPruner | None = None,
     ) -> None:
         counts = {"max_steps": max_steps, "validate_every": validate_every, "checkpoint_every": checkpoint_every}
-        for name, count in (counts | {"log_every": log_every, "accumulate": accumulate}).items():
+        counts |= {"keep_last": keep_last, "log_every": log_every, "accumulate": accumulate}
+        for name, count in counts.items():
             if count < 1:
                 raise InputError(f"trainer.{name}={count}: give 1 or more")
         if gradient_clip <= 0:
             raise InputError(f"trainer.gradient_clip={gradient_clip}: give more than 0, the largest norm of a gradient")
         if not 0 <= ema_decay < 1:
             raise InputError(f"trainer.ema_decay={ema_decay}: give 0 or more, and less than 1")
-        for name, value, known in (("precision", precision, _PRECISIONS), ("strategy", strategy, _STRATEGIES)):
+        words = {"precision": precision, "strategy": strategy, "on_nonfinite": on_nonfinite}
+        for (name, value), known in zip(words.items(), (_PRECISIONS, _STRATEGIES, _ON_NONFINITE), strict=True):
             if value not in known:
                 raise InputError(f"trainer.{name}={value}: give one of {', '.join(known)}")
         self.max_steps, self.validate_every, self.checkpoint_every = max_steps, validate_every, checkpoint_every
         self.optimizer, self.schedule, self.tracker = optimizer, schedule, tracker
         self.log_every, self.accumulate, self.compile, self.dry_run = log_every, accumulate, compile, dry_run
-        self.pruner = pruner
+        self.keep_last, self.on_nonfinite, self.pruner = keep_last, on_nonfinite, pruner
         self.gradient_clip, self.ema_decay = gradient_clip, ema_decay
-        self.precision = _fastest_precision() if precision == "auto" else precision
+        self.precision = ("bf16-mixed" if multiplies_bf16() else "32-true") if precision == "auto" else precision
         self.accelerator, self.devices, self.num_nodes, self.strategy = accelerator, devices, num_nodes, strategy
 
     def fit(self, task: Task, folder: Path, seed: int) -> float:
         """Train to `max_steps`, from the last whole checkpoint in `folder` if it has one; returns the best score.
 
-        Raises TrainingDiverged on a loss or gradient that is not finite, InputError where the task sees no use in going
-        on, and SystemExit(128 + signal) after Ctrl-C, SIGTERM or SIGUSR2, when a checkpoint is saved. On several
-        devices every process calls this; the first one writes.
+        Raises TrainingDiverged on a loss or gradient that is not finite, unless `on_nonfinite` is "rewind" and helps;
+        InputError where the task sees no use in going on, OSError where the disk refuses, and SystemExit(128 + signal)
+        after Ctrl-C, SIGTERM or SIGUSR2, when a checkpoint is saved. On several devices every process calls this; the
+        first one writes.
         """
         learner = self._learner(task, seed)
-        lines: list[str] = []
-        best = _resume(learner, folder, lines.append)
         if self.compile:
             learner.compile()
+        most = MOST_REWINDS if self.on_nonfinite == "rewind" else 0
+        return fit_rewinding(learner, partial(_resume, learner, folder), partial(self._go_on, learner, folder), most)
+
+    def _go_on(self, learner: Learner, folder: Path, best: float, lines: Sequence[str]) -> float:
+        """Train to `max_steps` from where the learner stands, the best score so far behind it; tells `lines` first."""
         with (
             self._reporter(learner, folder) as reporter,
-            Reader(task.batch) as reader,
+            Reader(learner.task.batch) as reader,
             Interruption() as interruption,
         ):
-            for line in [task.about, *lines, self._describe(learner)]:
+            for line in [learner.task.about, *lines, self._describe(learner)]:
                 reporter.say(line)
-            run = _Fit(learner, folder, reader, reporter, interruption, best)
+            run = _Fit(learner, folder, reader, reporter, interruption, best, self.keep_last)
             while learner.step < self.max_steps and not run.pruned:
                 self._step(run)
             return run.best
@@ -127,7 +141,8 @@ class Trainer:
         if not learner.fabric.is_global_zero:
             return []
         num_validations = -(-self.max_steps // self.validate_every)
-        return [task.about, self._describe(learner), *found.lines(self.max_steps, num_validations)]
+        lines = found.lines(self.max_steps, num_validations, self.keep_last + 1)  # and the best
+        return [task.about, self._describe(learner), *lines]
 
     def _learner(self, task: Task, seed: int) -> Learner:
         """Starts the other processes, if there are to be any, and joins them, with all that the task is learnt by."""
@@ -209,26 +224,23 @@ class Trainer:
         )
 
 
-def _fastest_precision() -> str:
-    """bf16-mixed where the device multiplies bfloat16 natively; emulated it would be slower than 32-true."""
-    if torch.cuda.is_available():
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        able = torch.cpu.get_capabilities()
-        native = able.get("avx512_bf16", False) or able.get("amx_bf16", False) or able.get("bf16", False)
-    return "bf16-mixed" if native else "32-true"
-
-
 def _resume(learner: Learner, folder: Path, warn: Callable[[str], None]) -> float:
-    """Put the learner where the run's last whole checkpoint left it; returns the best score so far."""
+    """Put the learner where the run's last whole checkpoint left it; returns the best score so far.
+
+    Raises InputError where that is whole and yet no checkpoint of these models.
+    """
     fabric = learner.fabric
     path = fabric.broadcast(checkpoint.latest(folder, warn) if fabric.is_global_zero else None)
     if path is None:
         return float("inf")
     state = checkpoint.read_trainer(path)
     weights = {name: checkpoint.read_weights(path, name) for name in learner.averages}
-    learner.load_state_dict(state["learner"], weights)
-    return state["best"]
+    try:
+        learner.load_state_dict(state["learner"], weights)
+        return float(state["best"])
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        told = " ".join(str(error).split())
+        raise InputError(f"{path} is no checkpoint of this run: {type(error).__name__}: {told:.300}") from error
 
 
 def _agreed_signal(run: _Fit, logs: bool) -> int:
@@ -287,7 +299,7 @@ def _save(run: _Fit, score: float | None) -> Path | None:
     learner, path = run.learner, None
     if learner.fabric.is_global_zero:
         state = {"best": run.best, "learner": learner.state_dict()}
-        path = checkpoint.save(run.folder, learner.step, learner.weights(), state, score)
+        path = checkpoint.save(run.folder, learner.step, learner.weights(), state, score, run.keep_last)
     learner.fabric.barrier()
     return path
 
