@@ -121,22 +121,23 @@ def writing(path: str | Path, sample_rate: int, channels: int) -> Iterator[Calla
     num_frames = 0
     with whole(path) as beside:
         beside.touch()  # whose OSError says more than libsndfile's
-        with soundfile.SoundFile(beside, "w", sample_rate, channels, subtype, format=container) as file:
+        try:
+            with soundfile.SoundFile(beside, "w", sample_rate, channels, subtype, format=container) as file:
 
-            def put(audio: Tensor) -> None:
-                nonlocal num_frames
-                for block in audio.split(_BLOCK, -1):  # one long call crashes on ogg (python-soundfile #233)
-                    frames = rearrange(block.detach().float().cpu().clamp(-1, 1), "c n -> n c").contiguous().numpy()
-                    try:
-                        file.write(frames)
-                    except (soundfile.SoundFileError, AssertionError) as error:  # it asserts that all was written
-                        raise _not_taken(path) from error
-                    num_frames += len(frames)
+                def put(audio: Tensor) -> None:
+                    nonlocal num_frames
+                    for block in audio.split(_BLOCK, -1):  # one long call crashes on ogg (python-soundfile #233)
+                        frames = rearrange(block.detach().float().cpu().clamp(-1, 1), "c n -> n c").contiguous().numpy()
+                        try:
+                            file.write(frames)
+                        except AssertionError as error:  # that all was written
+                            raise _not_taken(path) from error
+                        num_frames += len(frames)
 
-            yield put
-        if not _holds(
-            beside, num_frames
-        ):  # of what it could not write when it closed the file, libsndfile says nothing
+                yield put
+        except soundfile.SoundFileError as error:
+            raise _not_taken(path) from error
+        if not _holds(beside, num_frames):  # closing it, libsndfile says nothing of what it could not write
             raise _not_taken(path)
 
 

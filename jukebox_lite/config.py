@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from jukebox_lite.errors import InputError, one_line
+from jukebox_lite.settings import leaves, read_settings
 
 # A config may be part of somebody else's checkpoint: it is data. It may build the classes of these rooms and call these
 # functions, and nothing else, whatever path leads to it.
@@ -200,6 +201,8 @@ def check(cfg: DictConfig, schema: type) -> None:
     except OmegaConfBaseException as error:
         raise ConfigError(f"the config does not resolve: {str(error).splitlines()[0]}") from error
     assert isinstance(tree, dict)  # as is every DictConfig that is not missing
+    if ".." in Path(str(tree.get("name"))).parts:
+        raise ConfigError(f"name={tree['name']}: expected a folder below runs={tree.get('runs')}")
     where: dict[str, str] = {}  # a fault reached by interpolation is told once, at its source
     hints = typing.get_type_hints(schema)
     for fault in _misfits(tree, inspect.signature(schema), hints, "the config"):
@@ -216,16 +219,14 @@ def check(cfg: DictConfig, schema: type) -> None:
 
 
 def read(path: Path) -> DictConfig:
-    """The config that a run left behind; raises InputError when it is missing or not a mapping."""
+    """The config that a run left behind; raises InputError when it is missing or not a mapping of resolved settings."""
+    settings = read_settings(path)
+    if odd := next((key for key, value in leaves(settings) if "${" in str(value)), None):
+        raise InputError(f"{path}: {odd} holds an interpolation, expected settings that are written out")
     try:
-        cfg = OmegaConf.load(path)
-    except FileNotFoundError:
-        raise InputError(f"{path.parent} is no run: it has no {path.name}; give the folder of a trained run") from None
-    except Exception as error:  # whatever a YAML parser may say of somebody else's file
+        return OmegaConf.create(settings)
+    except (OmegaConfBaseException, ValueError) as error:
         raise InputError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-    if not isinstance(cfg, DictConfig):
-        raise InputError(f"{path} should hold a mapping of settings")
-    return cfg
 
 
 def _targets(node: Any, path: str = "") -> Iterator[tuple[str, dict]]:

@@ -5,6 +5,7 @@ Shapes, everywhere in the package:
     K codebooks    D features    V vocabulary    H heads    S memory steps
 """
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -27,6 +28,10 @@ class Level:
     vocab_size: int | None  # entries per codebook; None where the level is continuous
     channels: int = 1  # K codebooks, or D latent dimensions
     hop_length: int | None = None  # audio samples per time step; None where time is symbolic
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w[\w -]*", str(self.name)):  # it becomes part of files' names
+            raise InputError(f"level {self.name!r}: expected a name of letters, digits, spaces, _ and -")
 
     @property
     def codebook_size(self) -> int:

@@ -1,13 +1,41 @@
-"""What differs between two sets of settings."""
+"""Settings that a run or a song left behind, and what differs between two sets of them."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from jukebox_lite.errors import InputError
 
 _ABSENT = "absent"
 _MOST_CHANGES = 8  # named in a refusal
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """What `parse` makes of a file; raises InputError where it is missing or is no YAML of settings."""
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path.parent} is no run: it has no {path.name}; give the folder of a trained run") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+
+
+def parse(text: str) -> dict[str, Any]:
+    """Settings in YAML as nested mappings, lists and values. Raises ValueError on anything else.
+
+    Aliases are refused, which we never write: ten lines of them make a tree larger than any memory.
+    """
+    try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ValueError("it holds an alias, expected settings that are written out")
+        settings = yaml.safe_load(text)
+    except Exception as error:  # a parser of YAML raises nearly anything
+        raise ValueError(f"{' '.join(str(error).split()):.300}") from error
+    if not isinstance(settings, dict):
+        raise ValueError("it should hold a mapping of settings")
+    return settings
 
 
 def refuse_changes(folder: Path, old: Any, new: Any) -> None:

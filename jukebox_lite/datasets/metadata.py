@@ -78,6 +78,7 @@ def _jsonl_records(path: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
             continue
         try:
             record = json.loads(line.decode("utf-8-sig"))
+            json.dumps(record, ensure_ascii=False).encode()  # "\\ud800" is half a character: no file can take it
         except (ValueError, RecursionError) as error:
             raise InputError(f"{place}: expected one JSON object a line ({error})") from error
         if not isinstance(record, dict) or "file_name" not in record:

@@ -15,7 +15,6 @@ from typing import Any
 from urllib.parse import quote
 
 import jinja2
-import yaml
 from torch import Tensor
 
 from jukebox_lite.audio import writing
@@ -33,10 +32,35 @@ from jukebox_lite.generation.pictures import (
     time_ticks,
 )
 from jukebox_lite.metrics.signal import SignalMeter
-from jukebox_lite.settings import leaves
+from jukebox_lite.settings import leaves, parse
 
 _FORMAT = "jukebox_lite page 1"
 _RECORD = "page.json"
+_NUMBER = int | float
+_RECORDED = {  # of a page.json: what a page that compares several shows of each
+    "format": str,
+    "settings": str,
+    "took": {"any": _NUMBER},
+    "sections": [
+        {
+            "title": str,
+            "reference": bool,
+            "clips": [
+                {
+                    "title": str,
+                    "facts": [str],
+                    "sound": str,
+                    "pictures": {"wave": str, "mels": str},
+                    "num_codebooks": int,
+                    "seconds": _NUMBER,
+                    "length": str,
+                    "time_ticks": [[str, _NUMBER]],
+                    "frequency_ticks": [[str, _NUMBER]],
+                }
+            ],
+        }
+    ],
+}
 _OWN = ("name", "runs")  # settings that say where a job's files go, not how it sounds
 
 
@@ -200,13 +224,29 @@ def _finished(folder: Path) -> list[tuple[Path, int]]:
 def _job(path: Path) -> dict[str, Any]:
     """A page's record with its folder's name and its settings by dotted path; nothing if it is not such a record."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["format"] != _FORMAT:
+        record = json.loads(path.read_text(encoding="utf-8"), parse_int=lambda digits: int(float(digits)))
+        if not _is_like(record, _RECORDED) or record["format"] != _FORMAT:
             return {}
-        settings = {key: str(value) for key, value in leaves(yaml.safe_load(record["settings"])) if key not in _OWN}
-    except (ValueError, KeyError, TypeError, yaml.YAMLError):
+        settings = {key: str(value) for key, value in leaves(parse(record["settings"])) if key not in _OWN}
+    except (ValueError, RecursionError, OverflowError):  # the last of an integer of hundreds of digits
         return {}
     return {**record, "name": path.parent.name, "place": f"{quote(path.parent.name)}/", "settings": settings}
+
+
+def _is_like(value: Any, form: Any) -> bool:
+    """Whether JSON has a form: a type; a list or a dict of one form for all; a pair; a dict of at least these keys."""
+    match form:
+        case [first, second]:
+            return (
+                isinstance(value, list) and len(value) == 2 and _is_like(value[0], first) and _is_like(value[1], second)
+            )
+        case [each]:
+            return isinstance(value, list) and all(_is_like(child, each) for child in value)
+        case {"any": each}:
+            return isinstance(value, dict) and all(_is_like(child, each) for child in value.values())
+        case dict():
+            return isinstance(value, dict) and all(key in value and _is_like(value[key], form[key]) for key in form)
+    return isinstance(value, form)
 
 
 def _compared(title: str, jobs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 
 from jukebox_lite.errors import InputError
 from jukebox_lite.files import write_text
-from jukebox_lite.settings import refuse_changes
+from jukebox_lite.settings import parse, read_settings, refuse_changes
 
 _CONFIG, _PROVENANCE, _VOCABULARY = "config.yaml", "provenance.json", "vocabulary.json"
 _PACKAGES = ("torch", "torchaudio", "lightning-fabric", "vector-quantize-pytorch", "hydra-core", "safetensors", "numpy")
@@ -33,7 +32,7 @@ def open_run(folder: Path, config_yaml: str) -> None:
     path = folder / _CONFIG
     started = path.exists() and (folder / _PROVENANCE).exists()
     if started:
-        refuse_changes(folder, yaml.safe_load(path.read_text(encoding="utf-8")), yaml.safe_load(config_yaml))
+        refuse_changes(folder, read_settings(path), parse(config_yaml))
     if not _writes():
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +63,7 @@ def record_start(folder: Path, provenance: Mapping[str, Any]) -> None:
     Raises InputError where the run began with other songs, or codes of another codec, under the same names.
     """
     history = folder / _PROVENANCE
-    starts = json.loads(history.read_text(encoding="utf-8")) if history.exists() else []
+    starts = _starts(folder)
     if starts:
         known, now = ({"fingerprints": start.get("fingerprints", {})} for start in (starts[0], provenance))
         refuse_changes(folder, known, now)
@@ -75,11 +74,22 @@ def record_start(folder: Path, provenance: Mapping[str, Any]) -> None:
 
 def read_fingerprints(folder: Path) -> dict[str, str]:
     """Of the songs, and of a prior's codec, that the run in `folder` learns from; empty where it does not say."""
-    history = folder / _PROVENANCE
+    told = next((start.get("fingerprints") for start in _starts(folder)), None)
+    return told if isinstance(told, dict) else {}
+
+
+def _starts(folder: Path) -> list[dict[str, Any]]:
+    """The run's starts, none where it does not tell of any. Raises InputError where they cannot be read."""
+    path = folder / _PROVENANCE
     try:
-        return json.loads(history.read_text(encoding="utf-8"))[0]["fingerprints"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return {}
+        starts = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read ({error})") from error
+    if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
+        raise InputError(f"{path} should hold a list of the run's starts")
+    return starts
 
 
 def provenance(seed: int, repository: Path) -> dict[str, Any]:
@@ -111,9 +121,13 @@ def read_vocabulary(folder: Path) -> dict[str, list[str]]:
     """Label -> its values in the order of their indices, as the run in `folder` learnt them."""
     path = folder / _VOCABULARY
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        vocabulary = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read ({error}); is {folder} a run that train.py made?") from error
+    lists = vocabulary.values() if isinstance(vocabulary, dict) else [None]
+    if not all(isinstance(values, list) and all(isinstance(value, str) for value in values) for values in lists):
+        raise InputError(f"{path} should hold a list of values for each label")
+    return vocabulary
 
 
 def _writes() -> bool:
