@@ -9,6 +9,7 @@ import yaml
 from jukebox_lite.errors import InputError
 
 _ABSENT = "absent"
+_DEEPEST = 50  # mappings and lists in each other
 _MOST_CHANGES = 8  # named in a refusal
 
 
@@ -27,9 +28,12 @@ def parse(text: str) -> dict[str, Any]:
 
     Aliases are refused, which we never write: ten lines of them make a tree larger than any memory.
     """
+    depth = 0
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise ValueError("it holds an alias, expected settings that are written out")
+        for event in yaml.parse(text, yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _DEEPEST or isinstance(event, yaml.AliasEvent):
+                raise ValueError(f"expected settings that are written out, without aliases, {_DEEPEST} levels at most")
         settings = yaml.safe_load(text)
     except Exception as error:  # a parser of YAML raises nearly anything
         raise ValueError(f"{' '.join(str(error).split()):.300}") from error

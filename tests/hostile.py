@@ -357,7 +357,7 @@ class Guard:
         writes = event in WRITES or (event == "open" and isinstance(arguments[2], int) and arguments[2] & 0o3)
         if event in FORBIDDEN:
             raise Fault(f"{event} {arguments}")
-        if writes and isinstance(arguments[0], str | os.PathLike):
+        if writes and isinstance(arguments[0], str | os.PathLike) and Path(arguments[0]).is_absolute():
             path = Path(os.path.realpath(os.fsdecode(arguments[0])))
             if not path.is_relative_to(self.allowed) and not path.is_relative_to("/dev"):
                 raise Fault(f"{event} {path}, outside of {self.allowed}")
