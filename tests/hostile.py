@@ -69,8 +69,8 @@ WRITES = ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink", "os.tr
 
 def mutated(data: bytes, dice: random.Random, suffix: str) -> bytes:
     """One to three changes, as a cable, a disk, an editor or an enemy would make them."""
-    kinds: list[Callable[[bytes, random.Random], bytes]] = [cut, flipped, noised, repeated, replaced]
-    if suffix in (".json", ".jsonl", ".yaml", ".csv", ".txt", ".svg"):
+    kinds: list[Callable[[bytes, random.Random], bytes]] = [cut, flipped, flipped, noised, noised, repeated, replaced]
+    if suffix in (".json", ".jsonl", ".yaml", ".csv", ".txt"):
         kinds += [lines_changed, odd_text, odd_text]
     if suffix in (".json", ".yaml"):
         kinds += [structure_changed] * 6
@@ -125,7 +125,7 @@ def lines_changed(data: bytes, dice: random.Random) -> bytes:
 
 def odd_text(data: bytes, dice: random.Random) -> bytes:
     at = dice.randrange(len(data) + 1)
-    return data[:at] + dice.choice(ODD_TEXTS).encode("utf-8", "surrogatepass") + data[at:]
+    return data[:at] + dice.choice(ODD_TEXTS).encode("utf-8", "backslashreplace") + data[at:]
 
 
 def structure_changed(data: bytes, dice: random.Random) -> bytes:

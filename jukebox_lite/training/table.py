@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
 from jukebox_lite.errors import InputError, told_in_one_line
 from jukebox_lite.generation.plots import draw_sweep
 from jukebox_lite.generation.report import write_table
-from jukebox_lite.settings import leaves
+from jukebox_lite.settings import leaves, read_settings
 
 
 @dataclass(frozen=True)
@@ -50,13 +49,15 @@ def read_rows(folder: Path) -> list[Row]:
 
 
 def metrics(run: Path) -> list[dict[str, float]]:
-    """The lines of a run's metrics.jsonl; half a line at its end, which a killed run may leave, is passed over."""
+    """The lines of a run's metrics.jsonl; what is none, as half a line that a killed run may leave, is passed over."""
     lines = []
-    for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+    for text in (run / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            lines.append(json.loads(line))
-        except ValueError:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(line, dict) and "step" in line and all(isinstance(v, int | float) for v in line.values()):
+            lines.append(line)
     return lines
 
 
@@ -114,7 +115,7 @@ def _row(run: Path, folder: Path) -> Row:
     scored = [(line["score"], line["step"]) for line in lines if math.isfinite(line.get("score", math.inf))]
     score, step = min(scored, default=(float("inf"), 0))
     known = {name: value for line in lines if line["step"] <= step for name, value in line.items()}
-    settings = dict(leaves(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))))
+    settings = dict(leaves(read_settings(run / "config.yaml")))
     return Row(str(run.relative_to(folder)), score, int(step), known, settings, _started(run))
 
 

@@ -135,7 +135,7 @@ class Journal(Tracker):
 
     def __init__(self, folder: Path, step: int) -> None:
         path = folder / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
         kept = [line for line in lines if 0 <= _step_of(line) <= step]
         if kept != lines:
             write_text(path, "".join(f"{line}\n" for line in kept))
@@ -168,6 +168,7 @@ def write_samples(folder: Path, step: int, listening: Listening) -> Path:
 def _step_of(line: str) -> int:
     """The step of a line of metrics.jsonl; -1 where a killed process left half a line."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
         return -1
+    return step if isinstance(step, int) else -1
