@@ -398,6 +398,24 @@ def test_sigterm_from_outside_stops_a_training_that_resumes(world: World):
     assert_same(world.runs / "unstopped", world.runs / "stopped")
 
 
+def test_a_compiled_training_learns_the_same(world: World, monkeypatch: pytest.MonkeyPatch):
+    """A prior's losses, gradients and score within float round-off of eager ones; without a compiler, one line."""
+    plain = ("trainer.precision=32-true", "trainer.max_steps=3")
+    compiled = world.prior("top", "name=compiled", "trainer.compile=true", *plain)
+    with monkeypatch.context() as context:
+        context.setenv("CXX", "no-such-compiler")
+        assert "trainer.compile=true: no C++ compiler no-such-compiler" in command("train.py", *compiled).error
+    done = command("train.py", *compiled)
+    if done.code == 1:
+        assert "trainer.compile=true: " in done.error and not shutil.which("g++")
+        return
+    assert command("train.py", *world.prior("top", "name=eager", *plain)).code == 0
+    pairs = zip(table.metrics(world.runs / "compiled"), table.metrics(world.runs / "eager"), strict=True)
+    for found, wanted in pairs:
+        for name in ("loss/prior", "grad_norm/prior", *(["score"] if "score" in wanted else [])):
+            assert found[name] == pytest.approx(wanted[name], rel=1e-4), name
+
+
 # --- mistakes ------------------------------------------------------------------------------------------------------
 
 

@@ -187,6 +187,25 @@ def test_a_resumed_run_is_the_same_run(tmp_path: Path, make: Any, accumulate: in
     assert trainer(accumulate=accumulate).fit(make(cut_at(0)), resumed, seed=3) == best  # already done: no step
 
 
+SCHEDULES = {
+    "constant": partial(constant, warmup_steps=2),
+    "linear": partial(warmup_stable_decay, warmup_steps=2),
+    "wsd": partial(warmup_stable_decay, warmup_steps=1, decay_steps=2),
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_every_schedule_goes_on_where_it_was(tmp_path: Path, schedule: Any) -> None:
+    """Cut off between a rise and a fall, the run meets the rates, and so the bits, of one that was not."""
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    trainer(schedule=schedule, log_every=1).fit(Regression(), whole, seed=3)
+    with pytest.raises(CutOff):
+        trainer(schedule=schedule, log_every=1).fit(Regression(cut_at(2)), resumed, seed=3)
+    trainer(schedule=schedule, log_every=1).fit(Regression(), resumed, seed=3)
+    assert_same(whole, resumed)
+    assert [line["lr/model"] for line in journal(whole)] == [line["lr/model"] for line in journal(resumed)]
+
+
 def test_another_seed_is_another_run(tmp_path: Path) -> None:
     """Dropout follows the seed."""
     for seed in (0, 1):

@@ -1,12 +1,17 @@
 """Where a module's weights are, and what memory there is."""
 
 import os
+import shutil
+import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+
+from jukebox_lite.errors import InputError
 
 
 def device_of(module: nn.Module) -> torch.device:
@@ -36,3 +41,12 @@ def multiplies_bf16() -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     able = torch.cpu.get_capabilities()
     return bool(able.get("avx512_bf16", False) or able.get("amx_bf16", False) or able.get("bf16", False))
+
+
+def check_compiler(setting: str) -> None:
+    """Raises InputError, which begins with the `setting`, where torch has nothing to compile a graph for a CPU with."""
+    compiler = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    if not shutil.which(compiler):
+        raise InputError(f"{setting}: no C++ compiler {compiler} is found: install it, set CXX, or leave it out")
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        raise InputError(f"{setting}: Python's headers (Python.h) are not there: install them, or leave it out")

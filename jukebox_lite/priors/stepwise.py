@@ -1,19 +1,14 @@
 """Codes drawn one position after the other: the loop that all autoregressive priors share, and how it is made fast."""
 
 import copy
-import os
-import shutil
-import sys
-import sysconfig
 from abc import abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from jukebox_lite.errors import InputError
+from jukebox_lite.nn.device import check_compiler
 from jukebox_lite.nn.narrow import narrow
 from jukebox_lite.nn.reach import At, Place
 from jukebox_lite.nn.transformer import State
@@ -82,21 +77,12 @@ def for_sampling(prior: Prior, precision: str = "fp32", compiled: bool = False) 
     prior = copy.deepcopy(prior)
     narrow(prior, precision)
     if compiled:
-        _check_compiler()
+        check_compiler("compile=true")
         assert isinstance(prior, Stepwise)
         options = {"guard_filter_fn": _of_arguments}
         make: Any = torch.compile  # whose overloads lack isolate_recompiles
         prior.step = make(prior.step, fullgraph=True, isolate_recompiles=True, options=options)
     return prior
-
-
-def _check_compiler() -> None:
-    """Raises InputError where torch has nothing to compile a graph for a CPU with."""
-    compiler = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
-    if not shutil.which(compiler):
-        raise InputError(f"compile=true: no C++ compiler {compiler} is found: install it, set CXX, or compile=false")
-    if not Path(sysconfig.get_path("include"), "Python.h").exists():
-        raise InputError("compile=true: Python's headers (Python.h) are not there: install them, or compile=false")
 
 
 def _of_arguments(guards: Sequence[Any]) -> list[bool]:

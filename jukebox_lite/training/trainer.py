@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from jukebox_lite.errors import InputError
-from jukebox_lite.nn.device import multiplies_bf16
+from jukebox_lite.nn.device import check_compiler, multiplies_bf16
 from jukebox_lite.tasks.base import Task
 from jukebox_lite.training import checkpoint
 from jukebox_lite.training.interruption import Interruption
@@ -95,6 +95,8 @@ class Trainer:
         for (name, value), known in zip(words.items(), (_PRECISIONS, _STRATEGIES, _ON_NONFINITE), strict=True):
             if value not in known:
                 raise InputError(f"trainer.{name}={value}: give one of {', '.join(known)}")
+        if compile and (accelerator == "cpu" or not torch.accelerator.is_available()):
+            check_compiler("trainer.compile=true")
         self.max_steps, self.validate_every, self.checkpoint_every = max_steps, validate_every, checkpoint_every
         self.optimizer, self.schedule, self.tracker = optimizer, schedule, tracker
         self.log_every, self.accumulate, self.compile, self.dry_run = log_every, accumulate, compile, dry_run
