@@ -12,7 +12,7 @@ from jukebox_lite.codecs.vqvae import HierarchicalVQVAE
 from jukebox_lite.nn.reach import Reach
 from jukebox_lite.priors.base import Prior
 from jukebox_lite.priors.conditioning import Label, Timing
-from jukebox_lite.priors.jukebox import JukeboxLabels, JukeboxTiming, JukeboxTransformer
+from jukebox_lite.priors.jukebox import JukeboxLabels, JukeboxPrior, JukeboxTiming
 from jukebox_lite.priors.lyrics import Lyrics
 
 Weights = Mapping[str, Tensor]  # a state dict
@@ -136,8 +136,22 @@ def _tables(model: nn.Module) -> Iterator[tuple[str, Table]]:
                 spans = {"total": (module.min_seconds, module.max_seconds), "absolute": (0.0, module.max_seconds)}
                 for name, span in {**spans, "relative": (0.0, 1.0)}.items():
                     yield f"{path}.{name}.weight", _bins(f"{path}.{name}.weight", *span, module.num_bins)
-            case JukeboxTransformer():
-                yield f"{path}.positions", _named(f"{path}.positions", range(len(module.positions)))
+            case JukeboxPrior():
+                yield from _sequence_tables(module)
+
+
+def _sequence_tables(prior: JukeboxPrior) -> Iterator[tuple[str, Table]]:
+    """Of tokens and steps: those of the lyrics, where they go before the codes in one sequence, and of the codes."""
+    prefix, characters = prior.prefix, prior.facts.characters
+    letters = characters if len(characters) == prefix.vocab_size else range(prefix.vocab_size)  # OpenAI's have numbers
+    tokens = [("character", each) for each in letters]
+    tokens += [("code", index) for index in range(prior.facts.level.codebook_size)]
+    steps = [("character", index) for index in range(prefix.num_tokens)]
+    steps += [("code", index) for index in range(prior.context_length)]
+    yield "positions", _named("transformer.positions", steps)
+    unknown = 0 if prefix.vocab_size else None
+    for key in ("transformer.embedding.weight", *(["head.weight"] if prior.head is not None else [])):
+        yield key, _named(key, tokens, unknown)
 
 
 def _named(key: str, values: Sequence[Any], unknown: int | None = None, silent: bool = False) -> Table:
