@@ -55,7 +55,7 @@ _OPTIONAL = {  # what a part needs, by how Hydra names it when it is missing
     "launcher=slurm": ("slurm", "hydra/launcher/submitit_slurm"),
     "a search": ("sweeps", "optuna"),
 }
-_EMPTY_GROUPS = ("experiment", "launcher", "sweep")  # of which nothing is seen in a composed config
+_EMPTY_GROUPS = ("experiment", "launcher", "sweep", "pruner")  # of which nothing is seen in a composed config
 
 
 class ConfigError(InputError):

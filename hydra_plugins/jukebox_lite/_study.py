@@ -30,12 +30,14 @@ def search(
     """
     settings = {override.key_or_group: override for override in overrides}
     study = _open(folder, {name: str(override.input_line).partition("=")[2] for name, override in settings.items()})
-    begun = [Trial(study, trial._trial_id) for trial in study.trials if not trial.state.is_finished()]
     faults = []
-    while batch := _neighbours(begun[:batch_size]) or _ask(study, sampler, num_trials, batch_size, seed):
-        begun = begun[len(batch) :]
-        jobs = [[_word(override, trial) for override in settings.values()] for trial in batch]
-        for trial, job in zip(batch, launcher.launch(jobs, batch[0].number), strict=True):
+    while numbers := _missing(study, num_trials)[:batch_size]:
+        trials, jobs = [], []
+        for number in _neighbours(numbers):
+            study.sampler = sampler(seed=1000 * seed + number)  # so that it proposes the same whenever it is asked
+            trials.append(_trial(study, number))
+            jobs.append([_word(override, trials[-1]) for override in settings.values()])
+        for trial, job in zip(trials, launcher.launch(jobs, numbers[0]), strict=True):
             try:
                 study.tell(trial, job.return_value)
             except Exception as fault:
@@ -56,24 +58,22 @@ def _open(folder: Path, settings: dict[str, str]) -> optuna.Study:
     return study
 
 
-def _ask(
-    study: optuna.Study, sampler: Callable[..., BaseSampler], num_trials: int, batch_size: int, seed: int
-) -> list[Trial]:
-    """New trials, as many as are launched together and still missing.
-
-    Each is drawn with a seed of its own: a study that was cut off proposes what it would have proposed.
-    """
-    known = len(study.trials)
-    batch = []
-    for number in range(known, min(known + batch_size, num_trials)):
-        study.sampler = sampler(seed=1000 * seed + number)
-        batch.append(study.ask())
-    return batch
+def _missing(study: optuna.Study, num_trials: int) -> list[int]:
+    """The numbers of trials that were cut off, and of those that were never begun."""
+    trials = study.trials
+    cut_off = [trial.number for trial in trials if not trial.state.is_finished()]
+    return cut_off + list(range(len(trials), num_trials))
 
 
-def _neighbours(trials: list[Trial]) -> list[Trial]:
-    """Those at the beginning whose numbers follow each other, as the jobs' will."""
-    return [trial for index, trial in enumerate(trials) if trial.number == trials[0].number + index]
+def _neighbours(numbers: list[int]) -> list[int]:
+    """Those at the beginning that follow each other, as the numbers of jobs that are launched together."""
+    return [number for index, number in enumerate(numbers) if number == numbers[0] + index]
+
+
+def _trial(study: optuna.Study, number: int) -> Trial:
+    """A trial that was begun, with what it proposed, or the next one."""
+    trials = study.trials
+    return Trial(study, trials[number]._trial_id) if number < len(trials) else study.ask()
 
 
 def _word(override: Override, trial: Trial) -> str:
