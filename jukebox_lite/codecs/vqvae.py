@@ -14,6 +14,8 @@ from jukebox_lite.errors import InputError
 from jukebox_lite.levels import Codes, Level
 from jukebox_lite.nn.conv import Decoder, Encoder
 
+_DEEPEST = 1000  # layers of a stack
+
 
 class HierarchicalVQVAE(Codec):
     """Independent encoders, codebooks and decoders per level.
@@ -50,6 +52,8 @@ class HierarchicalVQVAE(Codec):
         levels, halo, decoder_halo = [], 0, {}
         for name, groups in stages(strides):
             scale = (multipliers or {}).get(name, 1)
+            if not 0 <= depth * scale <= _DEEPEST:  # a config may be somebody else's, and this would never end
+                raise InputError(f"codec.depth={depth} times {scale} of level {name}: expected 0 to {_DEEPEST}")
             dilations = [dilation_growth ** (i % (dilation_cycle or depth * scale)) for i in range(depth * scale)]
             shape = (channels, latent_dim, dim * scale, int(dim * scale * inner_factor), dilations, groups, activation)
             encoder, decoder, codebooks = Encoder(*shape), Decoder(*shape), quantizer(dim=latent_dim)

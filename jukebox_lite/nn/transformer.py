@@ -20,6 +20,7 @@ from jukebox_lite.nn.dense import Linear
 from jukebox_lite.nn.reach import At, Column, LastSteps, Past, PreviousRow, Reach, Row, steps_at
 
 State = Any  # each mixer's own
+_DEEPEST = 1000  # blocks
 
 
 class Mixer(nn.Module, ABC):
@@ -176,6 +177,8 @@ class Transformer(nn.Module):
         checkpointing: bool = False,
     ):
         super().__init__()
+        if not 0 <= depth <= _DEEPEST:  # a config may be somebody else's, and this would never end
+            raise InputError(f"prior.depth={depth}: expected 0 to {_DEEPEST}")
         self.checkpointing = checkpointing
         layers = range(depth)  # a mixer is told which layer it is in, so that layers can differ
         mixers = [mixer(dim=dim, num_heads=num_heads, max_length=max_length, layer=layer) for layer in layers]
