@@ -26,7 +26,7 @@ from jukebox_lite.training.pruning import MedianPruner
 from jukebox_lite.training.run import alone
 
 SPACE = ("model.depth=int(interval(1,6))", "optimizer.lr=tag(log,interval(1e-4,1e-1))", "optimizer=choice(adamw,muon)")
-Job = Callable[[int, dict[str, str]], float]
+Job = Callable[[int, dict[str, str]], float | None]
 
 
 class Killed(BaseException):

@@ -1,5 +1,6 @@
 """A search with Optuna that outlives its process. Hydra imports no plugin's file that begins with an underscore."""
 
+import logging
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -49,7 +50,7 @@ def search(
 
 def _open(folder: Path, settings: dict[str, str]) -> optuna.Study:
     """The study that is kept in `folder`."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(logging.WARNING)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     folder.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(storage=f"sqlite:///{folder / 'study.db'}", study_name="study", load_if_exists=True)
@@ -82,10 +83,12 @@ def _word(override: Override, trial: Trial) -> str:
     if override.is_discrete_sweep():
         value = trial.suggest_categorical(name, list(override.sweep_string_iterator()))
     elif isinstance(sweep, IntervalSweep):
-        assert sweep.start is not None and sweep.end is not None  # Hydra's parser sees to it
-        whole = isinstance(sweep.start, int) and isinstance(sweep.end, int)
-        suggest = trial.suggest_int if whole else trial.suggest_float
-        value = suggest(name, sweep.start, sweep.end, log="log" in sweep.tags)
+        low, high, log = sweep.start, sweep.end, "log" in sweep.tags
+        assert low is not None and high is not None  # Hydra's parser sees to it
+        if isinstance(low, int) and isinstance(high, int):
+            value = trial.suggest_int(name, low, high, log=log)
+        else:
+            value = trial.suggest_float(name, low, high, log=log)
     else:
         value = override.get_value_element_as_str()
     return f"{override.get_key_element()}={value}"

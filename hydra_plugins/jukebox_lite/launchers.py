@@ -3,13 +3,13 @@
 import importlib.util
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from jukebox_lite.errors import InputError
 
@@ -24,7 +24,8 @@ class RayLauncher(Launcher):
     """
 
     def __init__(self, init: DictConfig, remote: DictConfig) -> None:
-        self._init, self._remote = dict(init), dict(remote)
+        self._init = cast(dict[str, Any], OmegaConf.to_container(init, resolve=True))
+        self._remote = cast(dict[str, Any], OmegaConf.to_container(remote, resolve=True))
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called once by Hydra, before `launch`. Raises InputError where Ray is not installed."""
