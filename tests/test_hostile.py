@@ -168,7 +168,7 @@ def test_a_label_is_text_on_the_page(stranger: Path, world: World):
     vocabulary["genre"][1] = "<script>alert(1)</script>"
     path.write_text(json.dumps(vocabulary))
     words = [word for word in world.sample("name=labelled") if not word.startswith("priors=")]
-    done = command("sample.py", *words, f"priors=[{stranger}]", "labels.genre=<script>alert(1)</script>")
+    done = command("sample.py", *words, f"priors=[{stranger}]", 'labels.genre="<script>alert(1)</script>"')
     assert done.code == 0, done.err
     page = (world.runs / "labelled" / "index.html").read_text()
     assert "<script>alert" not in page and "&lt;script&gt;alert(1)" in page
@@ -196,8 +196,8 @@ def test_a_disk_that_is_full_costs_nothing_that_was_saved(tmp_path: Path):
     """Whichever file it refuses first, in whichever step: what is there is whole, and goes on to the same bits."""
     fit(tmp_path / "whole")
     sizes = sorted({path.stat().st_size for path in (tmp_path / "whole").rglob("*") if path.is_file()})
-    refused = 0
-    for limit in (0, *sizes[:-1]):
+    limits, refused = (0, *sizes[:-1:2]), 0
+    for limit in limits:
         folder = tmp_path / str(limit)
         refused += child(limited, limit, fit, folder) == 1
         warnings: list[str] = []
@@ -207,7 +207,7 @@ def test_a_disk_that_is_full_costs_nothing_that_was_saved(tmp_path: Path):
         assert all(
             torch.equal(a, b) for a, b in zip(final(folder).values(), final(tmp_path / "whole").values(), strict=True)
         )
-    assert refused == len(sizes)
+    assert refused == len(limits)
 
 
 def held(path: Path, audio: Tensor) -> None:
@@ -242,7 +242,7 @@ def command_limited(limit: int, said: Path, *arguments: str) -> None:
     [("codec", 100), ("codec", 30_000), ("prior", 100), ("prior", 3_000), ("sample", 100), ("sample", 3_000)],
 )
 def test_a_command_tells_of_a_full_disk_in_one_line(world: World, tmp_path: Path, kind: str, limit: int):
-    """Whatever it was writing: settings, codes, checkpoints, samples, songs; where there is room it comes to its end."""
+    """Whatever it was writing: settings, codes, checkpoints, samples, songs; where there is room it ends well."""
     places = (f"runs={tmp_path}", "name=full")
     arguments = {
         "codec": ("train.py", *world.codec(*places)),
