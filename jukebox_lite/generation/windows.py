@@ -71,8 +71,9 @@ class Parallel(Windows):
     """Every other window at once, from nothing but the level above; then those between.
 
     A window between goes on from the end of its left neighbour, to its own end: so it draws once more the steps that it
-    shares with its right neighbour, which that neighbour drew without a past. What is left of the right neighbour knew
-    as many steps of its own before it, but other ones: there is the seam, one for two windows. It costs nearly what a
+    shares with its right neighbour, which that neighbour drew without a past. Of a step the noise is the same both
+    times, so that often the same code comes out. What is left of the right neighbour knew as many steps of its own
+    before it, but other ones, where they differ: there is the seam, one for two windows. It costs nearly what a
     window's start from nothing does, so a small overlap is best: half of a window draws 3 codes for 2 that are kept, a
     quarter 7 for 6 and with fewer seams; without any, the codes are those of window after window, which has as many
     joins as windows (`python -m benchmarks.seams`). The top level, which nothing ties together, goes one by one.
