@@ -374,6 +374,18 @@ def test_openais_codec_and_prior_are_trained_on(world: World, tmp_path: Path):
     assert torch.equal(own.encode(noise(1))["bottom"], codec.encode(noise(1))["bottom"])
 
 
+def test_the_published_codec_has_a_place_for_every_weight(tmp_path: Path):
+    """Of OpenAI's file with its published hyperparameters in experiment=jukebox_5b: nothing new, no other setting."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        node = compose("train", ["experiment=jukebox_5b", "data.root=music"]).codec
+    save_as_openai(tmp_path / "vqvae.pth.tar", config.build(node), vqvae.keys_of(vqvae.shape_of({})), {})
+    theirs, ours = openai.read(tmp_path / "vqvae.pth.tar"), config.build(node)
+    carried = carry(ours, theirs.state_dict(), theirs)
+    assert not carried.new and not carried.left and not carried.settings
+    weights = theirs.state_dict()
+    assert all(torch.equal(value, weights[key]) for key, value in ours.state_dict().items())
+
+
 def save_as_openai(path: Path, model: Any, keys: Any, hps: dict[str, Any]) -> None:
     """A checkpoint file of its weights under OpenAI's keys and in OpenAI's shapes."""
     state = model.state_dict()

@@ -58,8 +58,11 @@ def carry(model: nn.Module, weights: Weights, other: nn.Module | None = None) ->
     time go by the time, learnt positions by the step. Of a codec an encoder, a decoder or a quantizer is taken whole or
     not at all, and a quantizer with its encoder only: entries mean nothing to another.
     """
-    ours = {key: value for key, value in model.state_dict().items() if not _of_health(model, key)}
-    theirs = {key: value for key, value in weights.items() if not _of_health(model, key)}
+    health = tuple(f"{name}." for name, each in model.named_modules() if isinstance(each, Health))  # of their training
+    ours, theirs = (
+        {key: value for key, value in state.items() if not key.startswith(health)}
+        for state in (model.state_dict(), weights)
+    )
     tables, their_tables = dict(_tables(model)), dict(_tables(other)) if other is not None else {}
     useless = _broken(model, theirs)
     carried, used = Carried(), set()
@@ -168,12 +171,6 @@ def _bins(key: str, low: float, high: float, count: int) -> Table:
     return Table(key, [low + (index + 0.5) * width for index in range(count)], find)
 
 
-def _of_health(model: nn.Module, key: str) -> bool:
-    """Whether a tensor tells how a training went, which is not the next one's."""
-    path = key.rpartition(".")[0]
-    return any(isinstance(module, Health) for name, module in model.named_modules() if name == path)
-
-
 def _broken(model: nn.Module, theirs: Weights) -> set[str]:
     """A codec's keys that are of no use alone: their encoder, decoder or quantizer does not fit as a whole."""
     if not isinstance(model, HierarchicalVQVAE):
@@ -196,7 +193,7 @@ def _differences(model: nn.Module, other: nn.Module) -> Iterator[str]:
     """Settings in which modules of equal names differ though their weights may fit, each once: "heads 2 -> 4"."""
     theirs, seen = dict(other.named_modules()), set()
     for path, module in model.named_modules():
-        if path not in theirs or isinstance(module, nn.Embedding):
+        if path not in theirs or isinstance(module, nn.Embedding | Label):
             continue
         before, now = _settings(theirs[path]), _settings(module)
         if not isinstance(module, type(theirs[path])):

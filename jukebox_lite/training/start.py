@@ -33,8 +33,8 @@ class _Source:
 
 
 class Start:
-    """Begins with the averaged weights of a `run` (its folder; of a codec's, also one of its checkpoints), or with what
-    is in a file of `openai`'s, whose hyperparameters `hps` go before those it holds.
+    """Begins with the averaged weights of a `run` (its folder; for a codec also one of its checkpoints), or with those
+    in the file `openai`, as OpenAI published them; `hps` go before the hyperparameters that it may hold.
 
     Only where the run has no checkpoint of its own: a resumed one goes on from that. What `freeze`, shell patterns of
     names such as encoders.*, fits stays as it is: it has no gradient, no optimizer state and no moving average.
