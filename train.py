@@ -14,6 +14,7 @@ from jukebox_lite import config
 from jukebox_lite.errors import InputError, one_line
 from jukebox_lite.training import run
 from jukebox_lite.training.meter import TrainingDiverged
+from jukebox_lite.training.processes import is_first
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -22,6 +23,8 @@ def main(cfg: DictConfig) -> float:
     try:
         return train(cfg, Path(HydraConfig.get().runtime.output_dir))
     except (InputError, TrainingDiverged, OSError) as error:
+        if not is_first() and not isinstance(error, OSError):  # all of a run's processes raise it, and one tells it
+            raise SystemExit(0) from None
         print(f"error: {one_line(error)}", file=sys.stderr)
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             return float("inf")  # the sweep's other jobs go on
@@ -40,15 +43,18 @@ def train(cfg: DictConfig, folder: Path) -> float:
     trainer = config.build(cfg.trainer)  # how
     start = config.build(cfg.start)  # with whose weights
     torch.manual_seed(cfg.seed)
-    task = config.build(cfg.task)  # what is learnt, and from what
-    begun = start.begin(task, folder)
+    folder = trainer.fabric.broadcast(folder)
+    with trainer.agreement():
+        task = config.build(cfg.task)  # what is learnt, and from what
+        begun = start.begin(task, folder)
     if trainer.dry_run:
         print(*trainer.rehearse(task, cfg.seed), sep="\n")
         return float("inf")  # no score
     told = {"fingerprints": task.fingerprints, **begun}
     with run.alone(folder):
-        run.save_vocabulary(folder, task.vocabulary)
-        run.record_start(folder, run.provenance(cfg.seed, Path(__file__).parent) | told)
+        with trainer.agreement():
+            run.save_vocabulary(folder, task.vocabulary)
+            run.record_start(folder, run.provenance(cfg.seed, Path(__file__).parent) | told)
         return trainer.fit(task, folder, cfg.seed)
 
 

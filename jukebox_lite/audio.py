@@ -25,6 +25,7 @@ _MARGIN = 256  # samples of the slower rate around a window; soxr's filter reach
 _BLOCK = 1 << 16  # frames per read or write of a stream
 _OPEN_ENDED = 0x7FFF_0000  # chunk sizes from here on mean "unknown when the header was written"
 _CUT_CHUNK = re.compile(r"^\s*(?:data|SSND) : (\d+) \(should be (\d+)\)", re.MULTILINE)
+_UNKNOWN_FORMAT = 1  # libsndfile's code, where a format has no room for what is asked of it
 _FORMATS = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS")}
 _stderr_lock = threading.Lock()
 

@@ -520,7 +520,8 @@ def test_a_run_leaves_what_a_person_looks_for(tmp_path: Path) -> None:
     ("changed", "message"),
     [
         ({"precision": "16-mixed"}, "trainer.precision=16-mixed: give one of auto, 32-true, bf16-mixed"),
-        ({"strategy": "fsdp"}, "trainer.strategy=fsdp"),
+        ({"strategy": "deepspeed"}, "trainer.strategy=deepspeed: give one of auto, ddp"),
+        ({"strategy": "fsdp", "compile": True}, "trainer.compile=true with trainer.strategy=fsdp"),
         ({"validate_every": 0}, "trainer.validate_every=0: give 1 or more"),
         ({"keep_last": 0}, "trainer.keep_last=0: give 1 or more"),
         ({"on_nonfinite": "skip"}, "trainer.on_nonfinite=skip: give one of stop, rewind"),

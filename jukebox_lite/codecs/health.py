@@ -1,15 +1,15 @@
 """How the entries of a level's codebooks fare while they are learnt: which are idle, which were revived."""
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from jukebox_lite.metrics.codecs import code_histogram
+from jukebox_lite.nn.pooled import Pooled
 
 DEAD_AFTER = 100  # training batches in a row that did not choose an entry
 
 
-class Health(nn.Module):
+class Health(Pooled):
     """Counts how long each entry has lain idle. Saved with the weights: a resumed run logs what the whole would."""
 
     ages: Tensor  # [K, V] training batches since a latent last chose the entry, or since it was revived
@@ -22,10 +22,11 @@ class Health(nn.Module):
 
     @torch.no_grad()
     def note(self, codes: Tensor, revived: Tensor | None) -> None:
-        """A training batch's codes [B, K, T], and which entries [K, V] were revived; of all processes together."""
-        uses = code_histogram(codes, self.ages.shape[1])
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(uses)
+        """The codes [B, K, T] of a part of a training batch; and at its last, which entries [K, V] were revived."""
+        found = self.pooled(code_histogram(codes, self.ages.shape[1]))
+        if found is None:
+            return
+        (uses,) = found
         fresh = uses > 0 if revived is None else (uses > 0) | revived
         self.ages.copy_(torch.where(fresh, 0, self.ages + 1))
         self.revived.zero_() if revived is None else self.revived.copy_(revived.sum())

@@ -1,19 +1,20 @@
 """Jukebox's own codebook: moving averages and random restarts (Jukebox, section 3.1)."""
 
 import torch
-import torch.distributed as dist
 from einops import rearrange
 from torch import Tensor
 
 from jukebox_lite.codecs.codebook import nearest
 from jukebox_lite.codecs.quantizers import Quantized, Quantizer
+from jukebox_lite.nn.pooled import Pooled, from_first_process
 
 
-class JukeboxVQ(Quantizer):
+class JukeboxVQ(Quantizer, Pooled):
     """One codebook that learns as OpenAI's does, step for step; `VQ` is the same idea, kinder to small batches.
 
     An entry whose moving count of use is under `dead_below` is set to a random latent of the batch, at every step until
-    the count has grown again; its averages are left alone, so that it then becomes what they say.
+    the count has grown again; its averages are left alone, so that it then becomes what they say. Of several processes
+    OpenAI draws all latents from the first; here each gives those of its share of the entries.
     """
 
     entries: Tensor  # [V, D]
@@ -61,8 +62,11 @@ class JukeboxVQ(Quantizer):
 
     def start(self, latents: Tensor) -> None:
         """Sets entries that nothing has set yet to random latents [N, D] of the first batch, each as if used once."""
-        if not self.started and not self.counts.any():
+        if self.started:
+            return
+        if self.first and not self.counts.any():
             self.set_entries(self.draw(latents))
+        from_first_process(self.entries, self.sums, self.counts)
         self.started = True
 
     def set_entries(self, entries: Tensor, use: float = 1.0) -> None:
@@ -76,21 +80,19 @@ class JukeboxVQ(Quantizer):
         if (repeats := -(-len(self.entries) // len(latents))) > 1:
             latents = latents.repeat(repeats, 1)
             latents = latents + torch.randn_like(latents) * 0.01 / latents.shape[1] ** 0.5
-        rows = latents[torch.randperm(len(latents), device=latents.device)[: len(self.entries)]]
-        if dist.is_available() and dist.is_initialized():
-            dist.broadcast(rows, 0)
-        return rows
+        return latents[torch.randperm(len(latents), device=latents.device)[: len(self.entries)]]
 
-    def learn(self, latents: Tensor, codes: Tensor, restarts: Tensor) -> Tensor:
-        """Moves the averages towards latents [N, D] and their codes [N]; dead entries become rows of restarts [V, D].
+    def learn(self, latents: Tensor, codes: Tensor, restarts: Tensor) -> Tensor | None:
+        """Counts latents [N, D] and their codes [N]; at the last part of a step's batch, moves the averages towards it.
 
-        Returns which were dead [1, V].
+        Dead entries then become rows of the parts' restarts [V, D]. Returns which were dead [1, V], at the last part.
         """
         sums = torch.zeros_like(self.sums).index_add_(0, codes, latents)
         counts = torch.zeros_like(self.counts).index_add_(0, codes, torch.ones_like(latents[:, 0]))
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(sums)
-            dist.all_reduce(counts)
+        found = self.pooled(sums, counts, self.dealt(restarts))
+        if found is None:
+            return None
+        sums, counts, restarts = found
         self.sums.mul_(self.decay).add_(sums, alpha=1 - self.decay)
         self.counts.mul_(self.decay).add_(counts, alpha=1 - self.decay)
         dead = rearrange(self.counts < self.dead_below, "v -> v 1")

@@ -1,11 +1,12 @@
 """Every song's codes, written once per (codec, songs) and read as memory-maps."""
 
+import errno
 import fcntl
 import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,12 +15,12 @@ import torch
 from safetensors.numpy import load_file, save
 from torch import Tensor
 
-from jukebox_lite import audio
+from jukebox_lite import audio, files
 from jukebox_lite.codecs.base import Codec
 from jukebox_lite.codecs.pieces import encode_in_pieces, padded_length
 from jukebox_lite.datasets.songs import Song, Songs
 from jukebox_lite.errors import InputError
-from jukebox_lite.files import whole, write_text
+from jukebox_lite.files import write_text
 from jukebox_lite.levels import Level
 from jukebox_lite.metrics.codecs import bits_per_step, code_histogram, code_use, perplexity
 from jukebox_lite.nn.device import device_of
@@ -52,7 +53,9 @@ class CodeCache:
 
     `open` finds or makes `folder/<codec>-<fingerprint>/<songs>-<fingerprint>`. While it is made, each song's codes are
     a file of their own beside it, so that an interrupted making goes on where it stopped; the folder appears when
-    everything is in it. Another codec, or other songs, is another folder: stale codes cannot be read.
+    everything is in it. Processes that make the same cache, those of one run or the runs of a sweep, share the songs:
+    each takes the next that nobody has, and what a killed one was at is taken again. Another codec, or other songs, is
+    another folder: stale codes cannot be read.
     """
 
     def __init__(self, folder: Path):
@@ -71,11 +74,14 @@ class CodeCache:
         """The cache of these songs' codes under `folder`, made now if it is not there."""
         name = f"{type(codec).__name__.lower()}-{codec_fingerprint(codec)}"
         path = Path(folder) / name / f"songs-{songs.fingerprint()}"
+        parts = path.with_name(f"{path.name}.parts")
         with _alone(path):
-            if not (path / "manifest.json").exists():
-                parts = path.with_name(f"{path.name}.parts")
+            if not _is_there(path):
                 parts.mkdir(exist_ok=True)
-                _encode_songs(codec, songs, parts)
+        if not _is_there(path):
+            _encode_songs(codec, songs, parts, path)
+        with _alone(path):
+            if not _is_there(path):
                 _assemble(codec, songs, parts, path)
         return cls(path)
 
@@ -97,25 +103,45 @@ class CodeCache:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Waits for another process that makes the same cache, as the runs of a sweep would; nothing is left by a kill."""
+def _alone(path: Path, song: int = -1, wait: bool = True) -> Iterator[bool]:
+    """Whether no other process is at work on a song of the cache at `path`, or on all of it, perhaps after a wait.
+
+    A lock for each is a byte of one file, and the system takes a killed process's locks from it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(f"{path.name}.lock").open("w") as file:
-        with suppress(OSError):  # a file system without locks: nobody waits
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        alone = True
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, song + 1)
+        except OSError as error:  # else a file system without locks: nobody waits
+            alone = error.errno not in (errno.EACCES, errno.EAGAIN)
+        yield alone
 
 
-def _encode_songs(codec: Codec, songs: Songs, parts: Path) -> None:
-    """Writes the codes of every song that has none in `parts` yet."""
-    missing = [(path, song) for song in songs.all if not (path := parts / _part(song)).exists()]
+def _is_there(path: Path) -> bool:
+    return (path / "manifest.json").exists()
+
+
+def _encode_songs(codec: Codec, songs: Songs, parts: Path, path: Path) -> None:
+    """Writes the codes of every song that has none in `parts` yet, until all have or the cache is there."""
+    missing = [(index, song) for index, song in enumerate(songs.all) if not (parts / _part(song)).exists()]
     codec.eval().to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     total = sum(song.info.seconds for _, song in missing)
     with progress("encoding songs", total, "audio s") as advance:
-        for path, song in missing:
-            arrays = _encode(codec, song, advance)
-            with whole(path) as beside:
-                beside.write_bytes(save(arrays))
+        for wait in (False, True):  # last, what others are at: when they let go it is done, or they were killed
+            left = []
+            for index, song in missing:
+                part = parts / _part(song)
+                with _alone(path, index, wait) as alone:
+                    if not alone:
+                        left.append((index, song))
+                    elif part.exists() or _is_there(path):  # in this order: parts go when the cache is there
+                        advance(song.info.seconds, before=True)
+                    else:
+                        arrays = _encode(codec, song, advance)
+                        with files.whole(part) as beside:
+                            beside.write_bytes(save(arrays))
+            missing = left
     codec.cpu()
 
 

@@ -20,14 +20,15 @@ def follow(average: nn.Module, model: nn.Module, step: int, decay: float) -> Non
     and booleans are copied. torch's AveragedModel has neither: its count is a tensor, which a decay that rises would
     have to fetch from the GPU at every step.
     """
-    theirs = [*model.parameters(), *model.buffers()]
-    ours = [*average.parameters(), *average.buffers()]
-    floats: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for our, their in zip(ours, theirs, strict=True):
-        if our.is_floating_point():
-            floats[0].append(our)
-            floats[1].append(their)
-        else:
-            our.copy_(their)
-    if floats[0]:
-        get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))(*floats, step)
+    lerp = get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))
+    parameters, buffers = (average.parameters(), model.parameters()), (average.buffers(), model.buffers())
+    for ours, theirs in (parameters, buffers):  # apart, since parameters may be in shards, and buffers never are
+        floats: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for our, their in zip(ours, theirs, strict=True):
+            if our.is_floating_point():
+                floats[0].append(our)
+                floats[1].append(their)
+            else:
+                our.copy_(their)
+        if floats[0]:
+            lerp(*floats, step)

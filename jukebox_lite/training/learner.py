@@ -14,9 +14,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from jukebox_lite.errors import InputError
+from jukebox_lite.nn.pooled import Pooled
 from jukebox_lite.tasks.base import Models, Task
+from jukebox_lite.training import sharding
 from jukebox_lite.training.averages import averaged, follow
 from jukebox_lite.training.meter import GRAD_NORM, LOSS, Meter
+from jukebox_lite.training.processes import over_processes
 from jukebox_lite.training.reader import Reader
 
 _ELSEWHERE = 1 << 40  # batches: where a rewound run goes on is none that it has seen
@@ -43,19 +46,30 @@ class Learner:
         self.gradient_clip, self.ema_decay = gradient_clip, ema_decay
         self.step, self.rewinds = 0, 0
         self.meter = Meter()
-        self.parameters = {name: [p for _, p in _learning(model)] for name, model in task.models.items()}
+        if sharding.shards(fabric):
+            sharding.check(task.models)
+        self.averages: Models = {name: sharding.place(fabric, averaged(model)) for name, model in task.models.items()}
+        self.models: dict[str, Any] = {}  # wrapped by Fabric, as `task.step` gets them
+        for name, model in task.models.items():
+            methods = [method for method in task.forward_methods if hasattr(model, method)]
+            self.models[name] = fabric.setup_module(model)
+            sharding.through_shards(model, methods)
+            for method in methods:
+                self.models[name].mark_forward_method(method)
         try:
             self.optimizers = {name: optimizer(_learning(model)) for name, model in task.models.items()}
         except ValueError as error:  # PyTorch's word on a learning rate below 0 and the like
             raise InputError(f"optimizer: {error}") from error
+        self._fabric_optimizers: dict[str, Any] = {
+            name: fabric.setup_optimizers(each) for name, each in self.optimizers.items()
+        }
         self.schedules = {name: schedule(optimizer) for name, optimizer in self.optimizers.items()}
-        self.models: dict[str, Any] = {}  # wrapped by Fabric, as `task.step` gets them
-        self._fabric_optimizers: dict[str, Any] = {}
-        for name, model in task.models.items():
-            self.models[name], self._fabric_optimizers[name] = fabric.setup(model, self.optimizers[name])
-            for method in filter(partial(hasattr, model), task.forward_methods):
-                self.models[name].mark_forward_method(method)
-        self.averages: Models = {name: averaged(model) for name, model in task.models.items()}
+        # What a loss descends on; of a model in shards all of it, since the weights of its graph are not its own.
+        self._inputs = {
+            name: None if sharding.shards(fabric) else [p for _, p in _learning(model)]
+            for name, model in task.models.items()
+        }
+        self._pooled = [part for m in task.models.values() for part in m.modules() if isinstance(part, Pooled)]
 
     def compile(self) -> None:
         """Compile the models where they stand, so that the keys of their weights stay as they are."""
@@ -74,6 +88,8 @@ class Learner:
             batch = reader.train(index, self._index(micro_step + 1) if more else None)
             amount += self.task.amount(batch)
             last = micro == self.accumulate - 1
+            for module in self._pooled:
+                module.take(micro, self.accumulate, self.fabric.global_rank, self.fabric.world_size)
             seed_torch(self.seed, index, self.fabric.device)
             with self._communicating(last), self.fabric.autocast():
                 update = partial(self._update, last=last)
@@ -91,23 +107,26 @@ class Learner:
         return metrics | rates
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
-        """Averaged weights of every model."""
-        return {name: average.state_dict() for name, average in self.averages.items()}
+        """Averaged weights of every model; all processes ask, and the first is told."""
+        return self._whole({name: average.state_dict() for name, average in self.averages.items()})
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs besides `weights`. Random numbers are functions of (seed, step)."""
+        """All that a resumed run needs besides `weights`, likewise. Random numbers are functions of (seed, step)."""
         parts = {"models": self.task.models, "optimizers": self.optimizers, "schedules": self.schedules}
         states = {part: {name: thing.state_dict() for name, thing in things.items()} for part, things in parts.items()}
-        return {"step": self.step, "rewinds": self.rewinds, **states}
+        return {"step": self.step, "rewinds": self.rewinds, **self._whole(states)}
 
     def load_state_dict(self, state: dict[str, Any], weights: dict[str, dict[str, Tensor]]) -> None:
         """Go on from what `state_dict` and `weights` gave."""
         self.step, self.rewinds = state["step"], state.get("rewinds", 0)  # older checkpoints do not count them
         for name, model in self.task.models.items():
-            model.load_state_dict(state["models"][name])
-            self.averages[name].load_state_dict(weights[name])
-            self.optimizers[name].load_state_dict(state["optimizers"][name])
+            sharding.load_model(model, state["models"][name])
+            sharding.load_model(self.averages[name], weights[name])
+            sharding.load_optimizer(self.optimizers[name], state["optimizers"][name])
             self.schedules[name].load_state_dict(state["schedules"][name])
+
+    def _whole(self, state: Any) -> Any:
+        return sharding.whole_state(state, keep=self.fabric.is_global_zero)
 
     def _index(self, micro_step: int) -> int:
         """Which batch of the whole training this process reads at a micro-step."""
@@ -118,7 +137,7 @@ class Learner:
         model, optimizer = self.models[name], self._fabric_optimizers[name]
         measured = {f"{LOSS}{name}": loss}
         with torch.autocast(self.fabric.device.type, enabled=False):
-            self.fabric.backward(loss / self.accumulate, inputs=self.parameters[name])
+            self.fabric.backward(loss / self.accumulate, inputs=self._inputs[name])
             if last:
                 norm = self.fabric.clip_gradients(
                     model,
@@ -127,7 +146,7 @@ class Learner:
                     error_if_nonfinite=False,  # the meter will tell
                 )
                 assert norm is not None  # as it is when clipping by value
-                measured[f"{GRAD_NORM}{name}"] = norm
+                measured[f"{GRAD_NORM}{name}"] = sharding.whole(norm)
                 optimizer.step()
                 optimizer.zero_grad()
                 self.schedules[name].step()
@@ -145,13 +164,6 @@ class Learner:
 def _learning(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """The parameters that a model learns, with their names."""
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-
-
-def over_processes(fabric: Fabric, values: Tensor, operation: str) -> Tensor:
-    """Each value reduced over the processes, which all must ask: "mean", "max"."""
-    reduced = fabric.all_reduce(values, reduce_op=operation)
-    assert isinstance(reduced, Tensor)
-    return reduced
 
 
 def seed_torch(seed: int, index: int, device: torch.device) -> None:

@@ -1,9 +1,11 @@
 """Optimizers beyond torch's own: Muon for the matrices of a transformer's blocks, AdamW for the rest."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import Parameter
 from torch.optim import AdamW, Optimizer
 
@@ -37,7 +39,34 @@ class Muon(Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """One step of both, on the groups and the state that are this optimizer's: those that are saved and loaded."""
         loss: Any = None if closure is None else closure()
-        for part, group in zip(self._parts, self.param_groups, strict=True):
-            part.param_groups, part.state = [group], self.state
-            part.step()
+        muon, adamw = self._parts
+        hidden, rest = self.param_groups
+        if sharded := [parameter for parameter in hidden["params"] if isinstance(parameter, DTensor)]:
+            for parameter in sharded:
+                self._step_whole(muon, hidden, parameter)
+        else:
+            muon.param_groups, muon.state = [hidden], self.state
+            muon.step()
+        adamw.param_groups, adamw.state = [rest], self.state
+        adamw.step()
         return loss
+
+    @torch.no_grad()
+    def _step_whole(self, muon: Optimizer, group: dict[str, Any], parameter: DTensor) -> None:
+        """A step of a matrix in shards: each process takes it with the whole one, and keeps its own shard.
+
+        torch's Muon would sum the shards' products in bfloat16: most of a step of a matrix of low rank is then noise.
+        """
+        if not isinstance(parameter.grad, DTensor):
+            return
+        whole = Parameter(parameter.full_tensor())
+        whole.grad = parameter.grad.full_tensor()
+        state = {name: value.full_tensor() for name, value in self.state[parameter].items()}
+        muon.param_groups, muon.state = [{**group, "params": [whole]}], defaultdict(dict, {whole: state})
+        muon.step()
+        mesh, placements = parameter.device_mesh, parameter.placements
+        parameter.copy_(distribute_tensor(whole.detach(), mesh, placements, src_data_rank=None))
+        self.state[parameter] = {
+            name: distribute_tensor(value, mesh, placements, src_data_rank=None)
+            for name, value in muon.state[whole].items()
+        }

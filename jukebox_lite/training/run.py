@@ -9,31 +9,33 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import distributions
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric.utilities.rank_zero import rank_zero_only
 
 from jukebox_lite.errors import InputError
 from jukebox_lite.files import write_text
 from jukebox_lite.settings import parse, read_settings, refuse_changes
+from jukebox_lite.training.processes import is_first
 
 _CONFIG, _PROVENANCE, _VOCABULARY = "config.yaml", "provenance.json", "vocabulary.json"
+_DEALING = ("devices", "num_nodes", "accumulate", "strategy", "accelerator")
 _PACKAGES = ("torch", "torchaudio", "lightning-fabric", "vector-quantize-pytorch", "hydra-core", "safetensors", "numpy")
 
 
 def open_run(folder: Path, config_yaml: str) -> None:
     """Make the run's folder, or enter it again.
 
-    Raises InputError where the folder was started with another config; a start that failed before `record_start`, as
-    over a misspelt folder of music, is none. Only the first process writes.
+    Raises InputError where the folder was started with another config, but for how a step's batches are dealt out; a
+    start that failed before `record_start`, as over a misspelt folder of music, is none. Only the first process writes.
     """
     path = folder / _CONFIG
     started = path.exists() and (folder / _PROVENANCE).exists()
     if started:
-        refuse_changes(folder, read_settings(path), parse(config_yaml))
-    if not _writes():
+        refuse_changes(folder, _as_learnt(read_settings(path)), _as_learnt(parse(config_yaml)))
+    if not is_first():
         return
     folder.mkdir(parents=True, exist_ok=True)
     if not started:
@@ -43,7 +45,7 @@ def open_run(folder: Path, config_yaml: str) -> None:
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Waits while another process trains in `folder`: when a sweep is killed, its jobs go on until they are done."""
-    if not _writes():
+    if not is_first():
         yield
         return
     with (folder / ".lock").open("w") as file:
@@ -67,7 +69,7 @@ def record_start(folder: Path, provenance: Mapping[str, Any]) -> None:
     if starts:
         known, now = ({"fingerprints": start.get("fingerprints", {})} for start in (starts[0], provenance))
         refuse_changes(folder, known, now)
-    if not _writes():
+    if not is_first():
         return
     write_text(history, json.dumps([*starts, dict(provenance)], indent=1))
 
@@ -113,7 +115,7 @@ def save_vocabulary(folder: Path, vocabulary: Mapping[str, Sequence[str]]) -> No
     new = {name: list(values) for name, values in vocabulary.items()}
     if path.exists():
         refuse_changes(folder, read_vocabulary(folder), new)
-    elif _writes():
+    elif is_first():
         write_text(path, json.dumps(new, indent=1, ensure_ascii=False))
 
 
@@ -130,9 +132,13 @@ def read_vocabulary(folder: Path) -> dict[str, list[str]]:
     return vocabulary
 
 
-def _writes() -> bool:
-    """Whether this is the first of the run's processes. Known before any of them has been joined."""
-    return getattr(rank_zero_only, "rank", None) in (None, 0)
+def _as_learnt(config: dict[str, Any]) -> dict[str, Any]:
+    """A config without what its result does not depend on: two devices learn what one learns that accumulates two."""
+    if not isinstance(trainer := config.get("trainer"), dict):
+        return config
+    batches = prod(trainer.get(name, 1) for name in ("devices", "num_nodes", "accumulate"))
+    rest = {name: value for name, value in trainer.items() if name not in _DEALING}
+    return {**config, "trainer": {**rest, "devices * num_nodes * accumulate": batches}}
 
 
 def _git(repository: Path, *arguments: str) -> str | None:

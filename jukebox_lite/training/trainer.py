@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -14,9 +15,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from jukebox_lite.errors import InputError
 from jukebox_lite.nn.device import check_compiler, multiplies_bf16
 from jukebox_lite.tasks.base import Task
-from jukebox_lite.training import checkpoint
+from jukebox_lite.training import checkpoint, processes, sharding
 from jukebox_lite.training.interruption import Interruption
-from jukebox_lite.training.learner import Learner, over_processes, seed_torch
+from jukebox_lite.training.learner import Learner, seed_torch
+from jukebox_lite.training.lifeline import Lifeline
 from jukebox_lite.training.pruning import MedianPruner
 from jukebox_lite.training.reader import Reader
 from jukebox_lite.training.rehearsal import rehearse
@@ -26,7 +28,6 @@ from jukebox_lite.training.tracking import Tracker
 
 _PRECISIONS = ("auto", "32-true", "bf16-mixed")  # 16-mixed skips steps, and its loss scale would have to be saved
 _ON_NONFINITE = ("stop", "rewind")
-_STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")  # sharded weights would need sharded checkpoints
 
 
 @dataclass
@@ -84,6 +85,7 @@ class Trainer:
     ) -> None:
         counts = {"max_steps": max_steps, "validate_every": validate_every, "checkpoint_every": checkpoint_every}
         counts |= {"keep_last": keep_last, "log_every": log_every, "accumulate": accumulate}
+        counts |= {"devices": devices, "num_nodes": num_nodes}
         for name, count in counts.items():
             if count < 1:
                 raise InputError(f"trainer.{name}={count}: give 1 or more")
@@ -92,9 +94,11 @@ class Trainer:
         if not 0 <= ema_decay < 1:
             raise InputError(f"trainer.ema_decay={ema_decay}: give 0 or more, and less than 1")
         words = {"precision": precision, "strategy": strategy, "on_nonfinite": on_nonfinite}
-        for (name, value), known in zip(words.items(), (_PRECISIONS, _STRATEGIES, _ON_NONFINITE), strict=True):
+        for (name, value), known in zip(words.items(), (_PRECISIONS, processes.STRATEGIES, _ON_NONFINITE), strict=True):
             if value not in known:
                 raise InputError(f"trainer.{name}={value}: give one of {', '.join(known)}")
+        if compile and strategy == "fsdp":
+            raise InputError("trainer.compile=true with trainer.strategy=fsdp: not known to be right; give one of them")
         if compile and (accelerator == "cpu" or not torch.accelerator.is_available()):
             check_compiler("trainer.compile=true")
         self.max_steps, self.validate_every, self.checkpoint_every = max_steps, validate_every, checkpoint_every
@@ -104,6 +108,15 @@ class Trainer:
         self.gradient_clip, self.ema_decay = gradient_clip, ema_decay
         self.precision = ("bf16-mixed" if multiplies_bf16() else "32-true") if precision == "auto" else precision
         self.accelerator, self.devices, self.num_nodes, self.strategy = accelerator, devices, num_nodes, strategy
+
+    @cached_property
+    def fabric(self) -> Fabric:
+        """This process among the run's others, which are started, or waited for, when this is first asked for."""
+        return processes.start(self.accelerator, self.devices, self.num_nodes, self.strategy, self.precision)
+
+    def agreement(self) -> AbstractContextManager[None]:
+        """An InputError that one process raises within is raised in all of the run's; they start here if not yet."""
+        return processes.agreement(self.fabric)
 
     def fit(self, task: Task, folder: Path, seed: int) -> float:
         """Train to `max_steps`, from the last whole checkpoint in `folder` if it has one; returns the best score.
@@ -125,6 +138,7 @@ class Trainer:
             self._reporter(learner, folder) as reporter,
             Reader(learner.task.batch) as reader,
             Interruption() as interruption,
+            Lifeline(learner.fabric, self.num_nodes, reporter.say),
         ):
             for line in [learner.task.about, *lines, self._describe(learner)]:
                 reporter.say(line)
@@ -147,18 +161,10 @@ class Trainer:
         return [task.about, self._describe(learner), *lines]
 
     def _learner(self, task: Task, seed: int) -> Learner:
-        """Starts the other processes, if there are to be any, and joins them, with all that the task is learnt by."""
-        fabric = Fabric(
-            accelerator=self.accelerator,
-            strategy=self.strategy,
-            devices=self.devices,
-            num_nodes=self.num_nodes,
-            precision=self.precision,  # pyright: ignore[reportArgumentType]  a plain str, checked above
-        )
-        fabric.launch()
+        """The task with all that it is learnt by."""
         return Learner(
             task,
-            fabric,
+            self.fabric,
             optimizer=self.optimizer,
             schedule=lambda optimizer: self.schedule(optimizer, self.max_steps),
             accumulate=self.accumulate,
@@ -256,7 +262,7 @@ def _agreed_signal(run: _Fit, logs: bool) -> int:
         return mine
     if not logs:
         return 0
-    return int(over_processes(fabric, torch.tensor(mine, device=fabric.device), "max"))
+    return int(processes.over_processes(fabric, torch.tensor(mine, device=fabric.device), "max"))
 
 
 def _measure(run: _Fit) -> dict[str, float]:
@@ -272,11 +278,13 @@ def _validate(run: _Fit) -> dict[str, float]:
     """Mean metrics of the averaged models over the validation batches, and samples of them."""
     learner, task, fabric = run.learner, run.learner.task, run.learner.fabric
     means = _means(learner, run.reader)
-    if fabric.is_global_zero and task.num_clips:
-        with fabric.autocast():
-            seed_torch(learner.seed, 0, fabric.device)
-            heard = task.listen(learner.averages)
-        run.reporter.listening(learner.step, heard)
+    if task.num_clips:
+        with sharding.gathered(learner.averages.values()):  # by all processes, for the first one
+            if fabric.is_global_zero:
+                with fabric.autocast():
+                    seed_torch(learner.seed, 0, fabric.device)
+                    heard = task.listen(learner.averages)
+                run.reporter.listening(learner.step, heard)
     return means
 
 
@@ -288,7 +296,7 @@ def _means(learner: Learner, reader: Reader) -> dict[str, float]:
     drawn here touches no step: each seeds itself.
     """
     task, fabric, batches = learner.task, learner.fabric, []
-    with fabric.autocast():
+    with sharding.gathered(learner.averages.values()), fabric.autocast():
         for index in range(task.num_validation_batches):
             seed_torch(learner.seed, index, fabric.device)
             batches.append(task.validate(learner.averages, fabric.to_device(reader.validation(index))))
@@ -299,9 +307,9 @@ def _means(learner: Learner, reader: Reader) -> dict[str, float]:
 def _save(run: _Fit, score: float | None) -> Path | None:
     """Write a checkpoint; no process goes on, or away, before it is there. The first one returns its path."""
     learner, path = run.learner, None
+    state, weights = {"best": run.best, "learner": learner.state_dict()}, learner.weights()
     if learner.fabric.is_global_zero:
-        state = {"best": run.best, "learner": learner.state_dict()}
-        path = checkpoint.save(run.folder, learner.step, learner.weights(), state, score, run.keep_last)
+        path = checkpoint.save(run.folder, learner.step, weights, state, score, run.keep_last)
     learner.fabric.barrier()
     return path
 
