@@ -25,7 +25,7 @@ _MARGIN = 256  # samples of the slower rate around a window; soxr's filter reach
 _BLOCK = 1 << 16  # frames per read or write of a stream
 _OPEN_ENDED = 0x7FFF_0000  # chunk sizes from here on mean "unknown when the header was written"
 _CUT_CHUNK = re.compile(r"^\s*(?:data|SSND) : (\d+) \(should be (\d+)\)", re.MULTILINE)
-_UNKNOWN_FORMAT = 1  # libsndfile's code, where a format has no room for what is asked of it
+_UNKNOWN_FORMAT = 1  # libsndfile's code, of what a format has no room for
 _FORMATS = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS")}
 _stderr_lock = threading.Lock()
 
@@ -136,7 +136,9 @@ def writing(path: str | Path, sample_rate: int, channels: int) -> Iterator[Calla
                         num_frames += len(frames)
 
                 yield put
-        except soundfile.SoundFileError as error:
+        except soundfile.LibsndfileError as error:
+            if error.code == _UNKNOWN_FORMAT:
+                raise InputError(f"{path}: {channels} channels at {sample_rate} Hz: {error.error_string}") from error
             raise _not_taken(path) from error
         if not _holds(beside, num_frames):  # closing it, libsndfile says nothing of what it could not write
             raise _not_taken(path)
