@@ -15,9 +15,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from jukebox_lite.errors import InputError
 from jukebox_lite.nn.device import check_compiler, multiplies_bf16
 from jukebox_lite.tasks.base import Task
-from jukebox_lite.training import checkpoint, processes, sharding
+from jukebox_lite.training import checkpoint, processes
 from jukebox_lite.training.interruption import Interruption
-from jukebox_lite.training.learner import Learner, seed_torch
+from jukebox_lite.training.learner import Learner
 from jukebox_lite.training.lifeline import Lifeline
 from jukebox_lite.training.pruning import MedianPruner
 from jukebox_lite.training.reader import Reader
@@ -25,6 +25,7 @@ from jukebox_lite.training.rehearsal import rehearse
 from jukebox_lite.training.reporter import Reporter, Silence
 from jukebox_lite.training.rewinding import MOST_REWINDS, fit_rewinding
 from jukebox_lite.training.tracking import Tracker
+from jukebox_lite.training.validation import listen, validate
 
 _PRECISIONS = ("auto", "32-true", "bf16-mixed")  # 16-mixed skips steps, and its loss scale would have to be saved
 _ON_NONFINITE = ("stop", "rewind")
@@ -153,7 +154,7 @@ class Trainer:
         if self.compile:
             learner.compile()
         with Reader(task.batch) as reader:
-            found = rehearse(learner, reader, self.max_steps, lambda: _means(learner, reader))
+            found = rehearse(learner, reader, self.max_steps, partial(validate, learner, reader))
         if not learner.fabric.is_global_zero:
             return []
         num_validations = -(-self.max_steps // self.validate_every)
@@ -191,7 +192,8 @@ class Trainer:
         values = _measure(run) if logs or signal else {}  # before anything is saved: it raises if training diverged
         score = None
         if validates:
-            values |= _validate(run)
+            values |= validate(learner, run.reader)
+            listen(learner, run.reporter)
             score = values["score"]
             run.best = min(run.best, score)  # in this order a score that is not a number never is the best
         if values:
@@ -271,37 +273,6 @@ def _measure(run: _Fit) -> dict[str, float]:
     seconds = max(time.perf_counter() - run.began, 1e-9)
     rate = run.amount * run.learner.fabric.world_size / seconds
     return values | {"rate": rate, "data_wait": run.reader.waited / seconds}
-
-
-@torch.no_grad()
-def _validate(run: _Fit) -> dict[str, float]:
-    """Mean metrics of the averaged models over the validation batches, and samples of them."""
-    learner, task, fabric = run.learner, run.learner.task, run.learner.fabric
-    means = _means(learner, run.reader)
-    if task.num_clips:
-        with sharding.gathered(learner.averages.values()):  # by all processes, for the first one
-            if fabric.is_global_zero:
-                with fabric.autocast():
-                    seed_torch(learner.seed, 0, fabric.device)
-                    heard = task.listen(learner.averages)
-                run.reporter.listening(learner.step, heard)
-    return means
-
-
-@torch.no_grad()
-def _means(learner: Learner, reader: Reader) -> dict[str, float]:
-    """Mean metrics of the averaged models over the validation batches.
-
-    Every process does the same, so that the score does not depend on their number and none has to be told it. What is
-    drawn here touches no step: each seeds itself.
-    """
-    task, fabric, batches = learner.task, learner.fabric, []
-    with sharding.gathered(learner.averages.values()), fabric.autocast():
-        for index in range(task.num_validation_batches):
-            seed_torch(learner.seed, index, fabric.device)
-            batches.append(task.validate(learner.averages, fabric.to_device(reader.validation(index))))
-    means = {name: float(torch.stack([metrics[name] for metrics in batches]).mean()) for name in batches[0]}
-    return {name if name == "score" else f"val/{name}": mean for name, mean in means.items()}
 
 
 def _save(run: _Fit, score: float | None) -> Path | None:
