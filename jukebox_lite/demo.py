@@ -60,7 +60,7 @@ def main() -> None:
         "total_seconds=40",
         "labels.artist=J. S. Bach",
         "labels.genre=[church organ,strings]",
-        "sampler.temperature={top: 0.9, middle: 0.8, bottom: 0.8}",
+        "sampler.temperature={top: 0.95, middle: 0.9, bottom: 0.85}",
     ]
     for name, command in stages.items():
         minutes[name] = _run(name, command, console)
