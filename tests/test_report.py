@@ -158,8 +158,8 @@ def test_whatever_texts_hold_the_page_is_inert_and_the_files_are_safe(tmp_path: 
 
 
 TEMPLATES = {
-    "song.html": ("base.html", "song.html", "player.html"),
-    "sweep.html": ("base.html", "sweep.html", "player.html"),
+    "song.html": ("base.html", "listening.html", "song.html", "player.html"),
+    "sweep.html": ("base.html", "listening.html", "sweep.html", "player.html"),
 }
 
 

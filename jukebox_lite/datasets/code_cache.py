@@ -15,12 +15,12 @@ import torch
 from safetensors.numpy import load_file, save
 from torch import Tensor
 
-from jukebox_lite import audio, files
+from jukebox_lite import audio
 from jukebox_lite.codecs.base import Codec
 from jukebox_lite.codecs.pieces import encode_in_pieces, padded_length
 from jukebox_lite.datasets.songs import Song, Songs
 from jukebox_lite.errors import InputError
-from jukebox_lite.files import write_text
+from jukebox_lite.files import write_bytes, write_text
 from jukebox_lite.levels import Level
 from jukebox_lite.metrics.codecs import bits_per_step, code_histogram, code_use, perplexity
 from jukebox_lite.nn.device import device_of
@@ -138,9 +138,7 @@ def _encode_songs(codec: Codec, songs: Songs, parts: Path, path: Path) -> None:
                     elif part.exists() or _is_there(path):  # in this order: parts go when the cache is there
                         advance(song.info.seconds, before=True)
                     else:
-                        arrays = _encode(codec, song, advance)
-                        with files.whole(part) as beside:
-                            beside.write_bytes(save(arrays))
+                        write_bytes(part, save(_encode(codec, song, advance)))
             missing = left
     codec.cpu()
 

@@ -55,9 +55,8 @@ class Journal(Steps):
     """Repeats a sequence of steps, as far as they were taken before, from a file; a context, closed at its end.
 
     What the steps make must follow from `facts`, and from the steps before; `seconds` counts what they took when they
-    were taken. Opening makes the file; it raises
-    InputError where another process has it open, and where steps were taken with other facts. A file without steps is
-    gone at the end: what was refused at once leaves its name free.
+    were taken. Opening makes the file; it raises InputError where another process has it open, and where steps were
+    taken with other facts. A file without steps is gone at the end: what was refused at once leaves its name free.
     """
 
     def __init__(self, path: Path, facts: Mapping[str, Any]):
