@@ -15,7 +15,8 @@ from jukebox_lite.datasets.songs import Songs
 from jukebox_lite.errors import InputError
 from jukebox_lite.losses import WaveformL2, WeightedTerms
 from jukebox_lite.nn.discriminators import Discriminators, PeriodDiscriminator, SpectrumDiscriminator
-from jukebox_lite.tasks.adversarial import AdversarialCodecTask, _differing, _passing, _telling
+from jukebox_lite.tasks.adversarial import Adversary, _differing, _passing, _telling
+from jukebox_lite.tasks.codec import CodecTask
 
 BANDS = [0.0, 0.25, 1.0]
 
@@ -83,18 +84,15 @@ def test_bands_that_are_none_are_refused(bands: list[float]):
         Discriminators(1, [2], [256], bands, 2)
 
 
-def task(folder: Path, start: int, balance_gradients: bool = False) -> AdversarialCodecTask:
+def task(folder: Path, start: int, balance_gradients: bool = False) -> CodecTask:
     """A small codec of 8 kHz, its discriminators and windows of tiny songs."""
     torch.manual_seed(0)
-    return AdversarialCodecTask(
+    return CodecTask(
         HierarchicalVQVAE(8000, {"top": [4], "bottom": [8]}, 8, 1, 4, partial(VQ, codebook_size=16)),
         partial(AudioWindows, songs=Songs(str(music(folder))), batch_size=2, num_samples=2048, seed=0),
         WeightedTerms({"l2": WaveformL2()}, {"l2": 1.0}),
-        lambda channels: discriminators(channels),
-        start=start,
-        adversarial_weight=1.0,
-        feature_weight=1.0,
         balance_gradients=balance_gradients,
+        adversary=partial(Adversary, discriminators, start, 1.0, 1.0),
     )
 
 

@@ -22,7 +22,6 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from safetensors.torch import load_file
 
-from jukebox_lite.tasks.adversarial import AdversarialCodecTask
 from jukebox_lite.tasks.base import Metrics, Models, Task, Update
 from jukebox_lite.tasks.codec import CodecTask
 from jukebox_lite.tasks.prior import PriorTask
@@ -173,7 +172,7 @@ class World:
         """Arguments of train.py for a codec that has a discriminator from its third step on."""
         return self.codec(
             "task=adversarial_codec",
-            "task.start=2",
+            "task.adversary.start=2",
             "task.balance_gradients=true",
             "discriminator.dim=1",
             "discriminator.fft_sizes=[256]",
@@ -219,7 +218,7 @@ def child(function: Callable[..., object], *arguments: object) -> int:
 def signalled(arguments: tuple[str, ...], call: int, number: int) -> None:
     """train.py, sending itself a signal in the middle of a step: the weights have moved, their averages have not."""
     calls = itertools.count()
-    for task in (CodecTask, AdversarialCodecTask, PriorTask):
+    for task in (CodecTask, PriorTask):
 
         def step(self: Task, models: Models, batch: Any, step: int, update: Update, plain: Any = task.step) -> Metrics:
             metrics = plain(self, models, batch, step, update)

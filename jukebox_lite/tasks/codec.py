@@ -26,6 +26,7 @@ from jukebox_lite.metrics.codecs import (
 )
 from jukebox_lite.metrics.distances import measure
 from jukebox_lite.nn.device import device_of
+from jukebox_lite.tasks.adversarial import Adversary
 from jukebox_lite.tasks.base import Listening, Metrics, Models, Task, Update, check_counts
 
 Output = dict[str, tuple[Tensor, Quantized]]  # level -> reconstruction [B, C, N] and its quantized latent
@@ -33,7 +34,7 @@ Heard = dict[str, Tensor]  # level -> reconstruction [B, C, N]
 
 
 class CodecTask(Task):
-    """Reconstruct every level from its own codes (Jukebox, section 3)."""
+    """Reconstruct every level from its own codes (Jukebox, section 3); with an adversary, also pass for music."""
 
     rate_unit = "audio s"
 
@@ -48,11 +49,15 @@ class CodecTask(Task):
         collapse_below: float = 0.02,
         collapse_after: int = 1000,
         balance_gradients: bool = False,
+        adversary: Callable[..., Adversary] | None = None,
     ):
         check_counts(num_validation_batches, num_clips)
         self.balance_gradients = balance_gradients
         self.collapse_below, self.collapse_after = collapse_below, collapse_after
         self.models = {"codec": codec}
+        self.adversary = None if adversary is None else adversary(channels=codec.channels)
+        if self.adversary is not None:
+            self.models["discriminator"] = self.adversary.discriminator
         self.loss, self.num_validation_batches = loss, num_validation_batches
         self.num_clips, self.clip_seconds = num_clips, clip_seconds
         self.vocabulary = {}
@@ -104,8 +109,9 @@ class CodecTask(Task):
         return {f"{name}/{level}": value for level, health in healths.items() for name, value in health.items()}
 
     def step(self, models: Models, batch: Tensor, step: int, update: Update) -> Metrics:
-        del step
         output, heard, terms = self.hear(models, batch)
+        if self.adversary is not None and step >= self.adversary.start:
+            self.adversary.play(models, batch, heard, terms, update)
         update("codec", self.total(output, heard, terms))
         return self.figures(output, terms) | self.health()
 
