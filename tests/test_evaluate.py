@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from unittest import mock
 
@@ -67,6 +68,20 @@ def test_a_known_error_is_found(songs: Songs):
     assert (error.sum() / power.sum()).item() == pytest.approx(0.25, rel=1e-2)
 
 
+def hears_steps(audio: Tensor, sample_rate: int) -> Tensor:
+    """A transcriber that hears two notes, but one where every other sample is the one before."""
+    assert sample_rate == RATE and audio.ndim == 2
+    return torch.tensor([[0.5, 60.0], [0.7, 64.0]])[: 1 if torch.equal(audio[:, ::2], audio[:, 1::2]) else 2]
+
+
+def test_notes_heard_again_are_counted_by_level(songs: Songs):
+    """One of two that the original has is an F1 of two thirds; nothing is said of notes that nobody transcribes."""
+    found = evaluate(Quantising(1.0), list(songs.all), transcribe=hears_steps)
+    for figures in (found.mean, *found.songs.values()):
+        assert figures["fine"]["note_f1"] == 1 and figures["coarse"]["note_f1"] == pytest.approx(2 / 3)
+    assert "note_f1" not in evaluate(Quantising(1.0), list(songs.all)[:1]).mean["fine"]
+
+
 def test_only_the_beginning_can_be_measured(songs: Songs):
     """Of a second, the codes are counted for a second; too little to take a spectrum of is refused."""
     found = evaluate(Quantising(1.0), list(songs.all)[:1], seconds=1.0)
@@ -101,6 +116,25 @@ def test_the_command_leaves_a_table_json_and_plots(
     }
     call(world.runs / "codec" / "checkpoints" / "00000004", world.folder / "music", "--seconds", "1", "--out", tmp_path)
     assert len(json.loads((tmp_path / "evaluation.json").read_text())["songs"]) == 5
+
+
+def test_notes_are_a_column_where_basic_pitch_is_installed(
+    world: World, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """And a line on how to install it where it is not."""
+    monkeypatch.setenv("COLUMNS", "200")
+    arguments = (world.runs / "codec", world.folder / "music", "--seconds", "1", "--out", tmp_path)
+    with mock.patch.dict("sys.modules", {"onnxruntime": None}):
+        call(*arguments)
+    absent = capsys.readouterr()
+    assert re.search(r"^notes are not compared \(.*\): pip install --no-deps basic-pitch .*$", absent.err, re.MULTILINE)
+    assert "note F1" not in absent.out and "note_f1" not in (tmp_path / "evaluation.json").read_text()
+    with mock.patch.object(command, "basic_pitch", lambda: lambda *_: torch.tensor([[0.5, 60.0]])):
+        call(*arguments)
+    present = capsys.readouterr()
+    assert "note F1" in present.out and "not compared" not in present.err
+    told = json.loads((tmp_path / "evaluation.json").read_text())
+    assert all(figures["note_f1"] == 1 for figures in (*told["mean"].values(), told["songs"]["00.wav"]["top"]))
 
 
 def test_a_mistake_is_one_line(world: World, tmp_path: Path):

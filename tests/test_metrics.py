@@ -1,6 +1,9 @@
 """What a reconstruction is judged by, against auraloss, librosa and hand-computed numbers."""
 
 import math
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import auraloss
 import librosa
@@ -9,11 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from jukebox_lite.audio import read
 from jukebox_lite.errors import InputError
 from jukebox_lite.levels import Level
 from jukebox_lite.losses import MidSide, MultiScaleMel, WaveformL1, WaveformL2, mel_filters
 from jukebox_lite.metrics.bitrate import bitrate
 from jukebox_lite.metrics.distances import measure, mel_distance, panning_error, si_sdr, stft_distance
+from jukebox_lite.metrics.notes import basic_pitch, note_f1
 from jukebox_lite.metrics.signal import spectral_flux
 
 RATE = 44_100
@@ -115,6 +120,53 @@ def test_bitrate_by_hand():
     figures = bitrate(level, RATE, torch.tensor([[5, 5, 0, 0], [0, 7, 7, 0]]))
     assert figures["bits_per_second"] == 400
     assert figures["entropy_bits_per_second"] == pytest.approx(200) and figures["efficiency"] == pytest.approx(0.5)
+
+
+# --- notes -----------------------------------------------------------------------------------------------------------
+
+
+def notes(*pairs: tuple[float, float]) -> Tensor:
+    return torch.tensor(pairs, dtype=torch.float64).reshape(-1, 2)
+
+
+def test_note_f1_by_hand():
+    """An onset may be 50 ms off and a pitch 50 cents, no more; F1 is twice what is common over all that there is."""
+    wanted = notes((1.0, 60), (1.0, 64), (2.0, 60))
+    assert note_f1(wanted, wanted) == note_f1(notes(), notes()) == 1
+    assert note_f1(notes(), wanted) == note_f1(wanted, notes()) == note_f1(wanted + notes((0.0, 1.0)), wanted) == 0
+    assert note_f1(wanted + notes((0.05, -0.5)), wanted) == 1
+    assert note_f1(wanted + notes((0.0502, 0.0)), wanted) == note_f1(wanted + notes((0.0, 0.502)), wanted) == 0
+    assert note_f1(notes((1.04, 60), (5.0, 60)), wanted) == pytest.approx(2 / 5)
+
+
+def test_a_note_is_found_once_and_as_many_as_can_be_are():
+    """Two of one are one; the note that fits both goes to the one that no other fits, whichever comes first."""
+    assert note_f1(notes((1.0, 60), (1.01, 60)), notes((1.0, 60))) == pytest.approx(2 / 3)
+    wanted, found = notes((1.0, 60), (1.04, 60)), notes((1.03, 60), (1.08, 60))
+    for order in ([0, 1], [1, 0]):
+        assert note_f1(found[order], wanted) == note_f1(found, wanted[order]) == note_f1(wanted, found[order]) == 1
+
+
+def test_basic_pitch_is_given_a_file_and_says_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """By a stand-in for the package: the file holds the audio; of its notes onset and pitch are kept."""
+    tone, told = 0.5 * torch.sin(torch.arange(800) / 5)[None], [(0.1, 0.7, 60, 0.9, None), (0.3, 0.4, 64, 0.2, [1, 2])]
+
+    def predict(path: Path, model: str):
+        print(f"Predicting MIDI for {path}...")
+        assert model == "the model of onnx" and torch.allclose(read(path, 0, 800, 8000, 1), tone, atol=1e-4)
+        return {}, None, told
+
+    inference = SimpleNamespace(Model=lambda path: f"the model of {path}", predict=predict)
+    package = SimpleNamespace(FilenameSuffix=SimpleNamespace(onnx="onnx"), build_icassp_2022_model_path=str)
+    modules = {"onnxruntime": SimpleNamespace(), "basic_pitch": package, "basic_pitch.inference": inference}
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    assert torch.equal(basic_pitch()(tone, 8000), notes((0.1, 60), (0.3, 64)))
+    told.clear()
+    assert basic_pitch()(tone, 8000).shape == (0, 2)
+    assert capsys.readouterr() == ("", "")
 
 
 # --- losses of the same kind -----------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ python -m jukebox_lite.training.evaluate runs/vqvae /my/music --held-out --secon
 
 A song's figures are means over its clips of ten seconds, each heard as in the whole song, clipped to [-1, 1]; the
 total's are means over songs. Clips of silence are left out. Codes are counted over all songs.
+
+Where Basic Pitch is installed, the F1 of notes as well: how many of those it hears in the original it hears again.
 """
 
 import argparse
@@ -30,6 +32,7 @@ from jukebox_lite.generation.plots import draw_bars, draw_spectra, draw_spectrog
 from jukebox_lite.metrics.bitrate import bitrate
 from jukebox_lite.metrics.codecs import code_histogram, code_use, decibels, perplexity
 from jukebox_lite.metrics.distances import measure
+from jukebox_lite.metrics.notes import Transcriber, basic_pitch, note_f1
 from jukebox_lite.metrics.signal import power_spectrogram
 from jukebox_lite.nn.device import device_of
 from jukebox_lite.progress import progress
@@ -39,6 +42,7 @@ CLIP_SECONDS = 10
 _FEWEST_SAMPLES = 2048  # of a clip that a spectrum can be taken of
 _QUIETEST = 1e-10  # mean square of a clip, -100 dBFS
 _MOST_ROWS = 20  # of songs in the table
+_AT_TIMES = {"panning error": "panning_error", "note F1": "note_f1"}  # figures that not every table has, by column
 
 Figures = dict[str, float]
 
@@ -54,8 +58,13 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(codec: Codec, songs: list[Song], seconds: float | None = None) -> Evaluation:
-    """Measures the codec on songs, or on the first `seconds` of each, in constant memory."""
+def evaluate(
+    codec: Codec, songs: list[Song], seconds: float | None = None, transcribe: Transcriber | None = None
+) -> Evaluation:
+    """Measures the codec on songs, or on the first `seconds` of each, in constant memory.
+
+    Notes are compared if it may `transcribe`.
+    """
     found = Evaluation()
     histograms = {
         level.name: torch.zeros(level.channels, level.codebook_size, dtype=torch.int64) for level in codec.levels
@@ -63,7 +72,7 @@ def evaluate(codec: Codec, songs: list[Song], seconds: float | None = None) -> E
     lengths = [min(seconds or song.info.seconds, song.info.seconds) for song in songs]
     with progress("evaluating", sum(lengths), "audio s") as advance:
         for song, length in zip(songs, lengths, strict=True):
-            figures = _measure_song(codec, song, length, histograms, found, advance)
+            figures = _measure_song(codec, song, length, histograms, found, advance, transcribe)
             if figures:
                 found.songs[song.name] = figures
     if not found.songs:
@@ -87,6 +96,7 @@ def _measure_song(
     histograms: dict[str, Tensor],
     found: Evaluation,
     advance: Callable[[float], None],
+    transcribe: Transcriber | None,
 ) -> dict[str, Figures]:
     """Means over a song's clips, by level; adds its codes to the histograms, its power to the spectra."""
     rate, step = codec.sample_rate, codec.levels[0].samples_per_step
@@ -100,12 +110,25 @@ def _measure_song(
         advance(piece.original.shape[-1] / rate)
         if piece.original.shape[-1] < _FEWEST_SAMPLES or piece.original.square().mean() < _QUIETEST:
             continue
-        for name, audio in piece.heard.items():
-            figures = measure(audio.clamp(-1, 1), piece.original, rate)
-            clips[name].append({key: value.item() for key, value in figures.items()})
+        for name, figures in _measure_clip(piece, rate, transcribe).items():
+            clips[name].append(figures)
             histograms[name] += code_histogram(piece.codes[name].cpu(), codec.level(name).codebook_size)
         _add_spectra(found, piece, rate)
     return {name: {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]} for name, rows in clips.items()}
+
+
+def _measure_clip(piece: Reconstruction, sample_rate: int, transcribe: Transcriber | None) -> dict[str, Figures]:
+    """How each level of a clip sounds."""
+    heard = {name: audio.clamp(-1, 1) for name, audio in piece.heard.items()}
+    figures = {
+        name: {key: value.item() for key, value in measure(audio, piece.original, sample_rate).items()}
+        for name, audio in heard.items()
+    }
+    if transcribe:
+        notes = transcribe(piece.original[0], sample_rate)
+        for name, audio in heard.items():
+            figures[name]["note_f1"] = note_f1(transcribe(audio[0], sample_rate), notes)
+    return figures
 
 
 def _add_spectra(found: Evaluation, piece: Reconstruction, sample_rate: int) -> None:
@@ -152,9 +175,10 @@ def _title(key: str) -> str:
 
 def show(found: Evaluation, console: Console) -> None:
     """Prints a row for each level, and for each song where they are few."""
-    stereo = ["panning error"] if all("panning_error" in figures for figures in found.mean.values()) else []
-    distances = ["spectral conv.", "mel", "STFT", "SI-SDR", *stereo]
-    table = Table("song", "level", *distances, "use", "perplexity", "bits/s", "efficiency")
+    columns = ["spectral conv.", "mel", "STFT", "SI-SDR"]
+    for title, key in _AT_TIMES.items():
+        columns += [title] if all(key in figures for figures in found.mean.values()) else []
+    table = Table("song", "level", *columns, "use", "perplexity", "bits/s", "efficiency")
     for song, levels in found.songs.items() if 1 < len(found.songs) <= _MOST_ROWS else ():
         for name, figures in levels.items():
             table.add_row(song, name, *_distances(figures))
@@ -171,13 +195,12 @@ def show(found: Evaluation, console: Console) -> None:
 
 
 def _distances(figures: Figures) -> list[str]:
-    panning = [f"{figures['panning_error']:.3f}"] if "panning_error" in figures else []
     return [
         f"{decibels(figures['spectral_convergence']):.2f} dB",
         f"{figures['mel_distance']:.3f}",
         f"{figures['stft_distance']:.3f}",
         f"{figures['si_sdr']:.2f} dB",
-        *panning,
+        *(f"{figures[key]:.3f}" for key in _AT_TIMES.values() if key in figures),
     ]
 
 
@@ -202,7 +225,12 @@ def run(arguments: argparse.Namespace) -> None:
     songs = Songs(arguments.folder)
     codec.to(torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu"))
     chosen = list(songs.val if arguments.held_out else songs.all)
-    found = evaluate(codec, chosen, arguments.seconds)
+    try:
+        transcribe = basic_pitch()
+    except InputError as missing:
+        transcribe = None
+        print(missing, file=sys.stderr)
+    found = evaluate(codec, chosen, arguments.seconds, transcribe)
     folder = arguments.out or arguments.run / "evaluation" / songs.root.resolve().name
     about: dict[str, object] = {"run": str(arguments.run), "folder": str(songs.root), "seconds": arguments.seconds}
     write(found, codec, folder, about | {"held_out": arguments.held_out, "set_aside": dict(songs.set_aside)})
