@@ -10,7 +10,7 @@ from jukebox_lite.datasets.code_cache import CachedSong, CodeCache
 from jukebox_lite.datasets.songs import Songs
 from jukebox_lite.datasets.spans import draw_spans, generator_of
 from jukebox_lite.errors import InputError
-from jukebox_lite.levels import LYRICS, Facts, Window, split_values
+from jukebox_lite.levels import LYRICS, NO_VALUE, Facts, Window, split_values
 from jukebox_lite.lyrics import window_lyrics
 
 _MOST_VALUES = 8  # of a label that are listed
@@ -21,6 +21,7 @@ class CodeWindows:
 
     In training, a window is told none of its labels with the chance `label_dropout`, which guidance in sampling needs,
     and else each of them is left out with that chance, so that songs can be sampled with some of them; lyrics likewise.
+    So is each of several values of a label, but never all: what is sampled with one value may have others as well.
     """
 
     def __init__(
@@ -108,13 +109,17 @@ class CodeWindows:
     def _dropped(self, window: Window, facts: Facts, step: int) -> Window:
         """A window as a training step is told it: of some songs no label, of others not each."""
 
-        def kept(*what: str) -> Tensor:
+        def kept(*what: str, width: int = 1) -> Tensor:
             generator = generator_of(self.seed, *what, step)
-            return torch.rand(self.batch_size, 1, generator=generator) >= self.label_dropout
+            return torch.rand(self.batch_size, width, generator=generator) >= self.label_dropout
 
+        told = window.labels | {
+            name: _some(window.labels[name], kept("values", name, width=window.labels[name].shape[1]))
+            for name in facts.vocabulary
+        }
         any_kept, silent = kept("all labels"), facts.untold(window)
         labels = {
-            name: torch.where(any_kept & kept("label", name), window.labels[name], silent.labels[name])
+            name: torch.where(any_kept & kept("label", name), told[name], silent.labels[name])
             for name in facts.known(window)
         }
         return Window(window.codes, window.labels | labels)
@@ -123,6 +128,15 @@ class CodeWindows:
         """A song's values of a label, without those that the vocabulary lacks."""
         values = split_values(self.labels[song].get(label, ""))
         return [value for value in values if value in facts.vocabulary[label]]
+
+
+def _some(indices: Tensor, kept: Tensor) -> Tensor:
+    """A label's values [B, M] that are kept [B, M], each song's in their order; all of a song that would have none."""
+    present = indices != NO_VALUE
+    some = present & kept
+    some = torch.where(some.any(1, keepdim=True), some, present)
+    order = (~some).int().argsort(dim=1, stable=True)  # a label's first place is never empty
+    return torch.where(some, indices, NO_VALUE).gather(1, order)
 
 
 def _listed(values: Sequence[str]) -> str:
