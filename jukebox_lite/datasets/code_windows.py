@@ -107,7 +107,7 @@ class CodeWindows:
         return "\n".join(lines)
 
     def _dropped(self, window: Window, facts: Facts, step: int) -> Window:
-        """A window as a training step is told it: of some songs no label, of others not each."""
+        """A window as a training step is told it: of some no label, of others not each, nor each of its values."""
 
         def kept(*what: str, width: int = 1) -> Tensor:
             generator = generator_of(self.seed, *what, step)
