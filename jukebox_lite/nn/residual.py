@@ -30,7 +30,7 @@ def image(x: Tensor) -> Tensor:
 
 def rows(x: Tensor) -> Tensor:
     """The way back: [B, D, 1, T] -> [B, T, D]."""
-    return x.permute(0, 2, 3, 1)[:, 0]
+    return x.squeeze(2).mT
 
 
 @dataclass
