@@ -15,12 +15,12 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
 _PIECE = 1 << 19  # numbers of a sequence that are worked on at once: 2 MB
-_WEIGHING = 1 << 17  # those of which a weight's gradient is found at once; of longer pieces it takes up to twice the time
+_PIECE_BACK = 1 << 18  # of a gradient: to find a weight's takes up to twice the time where its sequences are far
 _KINDS = 4  # parameters of a residual convolution: weight and bias, dilated and pointwise
 # Of a kernel of 1 a dilation means nothing, but torch hands only dilated ones to oneDNN, which is twice as fast.
 POINTWISE = (1, 2)
-_unrectified = torch.ops.aten.threshold_backward.grad_input  # a gradient where a rectifier let through, elsewhere 0
 LEAST = 20480  # numbers up to which torch keeps a convolution from oneDNN, in favour of one that is much slower
+_unrectified = torch.ops.aten.threshold_backward.grad_input  # a gradient where a rectifier let through, elsewhere 0
 
 
 def image(x: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ def _forward(x: Tensor, seen: Tensor, hidden: Tensor | None, conv: _Conv) -> Non
     """
     pad = (len(seen) - len(x)) // 2
     torch.clamp(x, min=0, out=seen[pad : pad + len(x)])
-    for start, stop in _pieces(x):
+    for start, stop in _pieces(x, _PIECE):
         inner = conv.dilated(seen[pad + start - conv.reach : pad + stop + conv.reach])
         inner = torch.clamp(inner, min=0, out=inner if hidden is None else hidden[start:stop])
         x[start:stop].add_(conv.pointwise(inner))
@@ -127,17 +127,17 @@ def _backward(
     weight, bias, out_weight, out_bias = sums
     reach, back, out_back = conv.reach, conv.weight.flip(3).transpose(0, 1), conv.out_weight.transpose(0, 1)
     taps = weight if reach else weight[..., 1:2]
-    for start, stop in _pieces(gradient):
+    for start, stop in _pieces(gradient, _PIECE_BACK):
         outside, held, within = gradient[start:stop], hidden[start:stop], inner[reach + start : reach + stop]
         _unrectified(convolve(outside, out_back, None), held, 0, grad_input=within)
-        _add_weight_gradient(held, outside, out_weight)
-        out_bias.add_(outside.sum(0))
         bias.add_(within.sum(0))
-    for start, stop in _pieces(gradient):
+        out_bias.add_(outside.sum(0))
+        out_weight.add_(_weight_gradient(held, outside, out_weight, 0))
+    for start, stop in _pieces(gradient, _PIECE_BACK):
         around, within = slice(start, stop + 2 * reach), slice(reach + start, reach + stop)
-        _add_weight_gradient(seen[around], inner[within], taps, reach)
         before = convolve(inner[around], back, None, reach)
         gradient[start:stop].add_(_unrectified(before, seen[within], 0, grad_input=before))
+        taps.add_(_weight_gradient(seen[around], inner[within], taps, reach))
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, reach: int = 0) -> Tensor:
@@ -149,15 +149,12 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, reach: int = 0) -> 
     return total if bias is None else total.add_(bias)
 
 
-def _add_weight_gradient(x: Tensor, gradient: Tensor, weight: Tensor, reach: int = 0) -> None:
-    """Adds to `weight` [H, D, 1, 3 or 1] its gradient, of x [T + 2 reach, D] and its convolution's gradient [T, H]."""
-    dilation: Any = (1, reach) if reach else POINTWISE  # torch's own hint says int
-    for start, stop in _pieces(gradient, _WEIGHING):
-        seen, part = x[start : stop + 2 * reach], gradient[start:stop]
-        if seen.numel() > LEAST:
-            weight.add_(conv2d_weight(image(seen[None]), weight.shape, image(part[None]), dilation=dilation))
-        else:
-            weight.add_(torch.stack([part.T @ each for each in _shifted(seen, reach)], -1)[:, :, None])
+def _weight_gradient(x: Tensor, gradient: Tensor, weight: Tensor, reach: int) -> Tensor:
+    """x [T + 2 reach, D] and the gradient [T, H] of its convolution -> that of the weight [H, D, 1, 3 or 1]."""
+    if x.numel() > LEAST:
+        dilation: Any = (1, reach) if reach else POINTWISE  # torch's own hint says int
+        return conv2d_weight(image(x[None]), weight.shape, image(gradient[None]), dilation=dilation)
+    return torch.stack([gradient.T @ each for each in _shifted(x, reach)], -1)[:, :, None]
 
 
 def _shifted(x: Tensor, reach: int) -> list[Tensor]:
@@ -175,9 +172,9 @@ def _convs(parameters: Sequence[Tensor], dilations: Sequence[int], length: int) 
     return convs
 
 
-def _pieces(x: Tensor, most: int | None = None) -> Iterator[tuple[int, int]]:
-    """Start and stop of pieces of x [T, D] of at most so many numbers."""
+def _pieces(x: Tensor, numbers: int) -> Iterator[tuple[int, int]]:
+    """Start and stop of pieces of x [T, D] of so many numbers."""
     length, dim = x.shape
-    step = max(1, (most or _PIECE) // dim)
+    step = max(1, numbers // dim)
     for start in range(0, length, step):
         yield start, min(start + step, length)
