@@ -1,6 +1,7 @@
 """One training run: a codec, or the prior of one of its levels. `python train.py --help` tells how."""
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import hydra
@@ -51,8 +52,9 @@ def train(cfg: DictConfig, folder: Path) -> float:
         print(*trainer.rehearse(task, cfg.seed), sep="\n")
         return float("inf")  # no score
     told = {"fingerprints": task.fingerprints, **begun}
-    with run.alone(folder):
+    with ExitStack() as held:
         with trainer.agreement():
+            held.enter_context(run.alone(folder))
             run.save_vocabulary(folder, task.vocabulary)
             run.record_start(folder, run.provenance(cfg.seed, Path(__file__).parent) | told)
         return trainer.fit(task, folder, cfg.seed)

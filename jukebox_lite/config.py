@@ -163,8 +163,9 @@ def _complaint(error: Exception) -> str:
 
 
 def _told_elsewhere(failure: threading.ExceptHookArgs) -> None:
-    """Keeps quiet of a full disk that ends a thread: who waits for the thread, as for TensorBoard's, hears of it."""
-    if not issubclass(failure.exc_type, OSError):
+    """Keeps quiet of a full disk that ends TensorBoard's thread: who waits for that thread hears of it."""
+    of_tensorboard = type(failure.thread).__module__.startswith("tensorboard.")
+    if not (of_tensorboard and issubclass(failure.exc_type, OSError)):
         threading.__excepthook__(failure)
 
 

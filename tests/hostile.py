@@ -24,8 +24,8 @@ from typing import Any
 
 import torch
 import yaml
-from test_training import Regression, trainer
 from tiny import World, build_world, song
+from toys import Regression, trainer
 
 from jukebox_lite import config
 from jukebox_lite.codecs.base import Codec

@@ -4,18 +4,16 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning_fabric.utilities.rank_zero import rank_zero_only
+from pairs import SECONDS, meet, two
 from safetensors.torch import load_file, save_file
 from test_optimizers import learn, small
 from tiny import ROOT, World, child, command, finish, forkserver, music, signalled, start, tensors
@@ -37,13 +35,19 @@ TWENTY = (
     "trainer.precision=32-true",
 )
 ALONE = (*TWENTY, "trainer.accumulate=2")
+EIGHT = (
+    "trainer.max_steps=8",
+    "trainer.validate_every=8",
+    "trainer.checkpoint_every=8",
+    "trainer.precision=bf16-mixed",
+)
+JUKEBOX = ("prior=jukebox", "prior.depth=3", "prior.num_rows=8")  # one table for tokens and logits, a memory-less start
 DDP = ("trainer.devices=2", "trainer.strategy=ddp")
 FSDP = ("trainer.devices=2", "trainer.strategy=fsdp")
 SMOOTH = (
     "optimizer=adamw",
     "optimizer.eps=0.01",
 )  # Adam makes much of the last bit of a gradient that is nearly 0, as a new prior's are
-SECONDS = 30  # in which a run is to end after one of its processes was killed
 
 
 def member(rank: int, port: int, seen: Path, both: Any, commands: list[tuple[str, ...]], killed: int | None) -> None:
@@ -51,9 +55,7 @@ def member(rank: int, port: int, seen: Path, both: Any, commands: list[tuple[str
 
     With `killed`, the second one gets a kill -9 in that call of the last command's step.
     """
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "tests"}
-    rank_zero_only.rank = rank  # it was read when the forkserver imported it
+    meet(rank, port)
     plain, encode, encoded = Learner.learn, code_cache._encode, []
 
     def watched(self: Learner, *arguments: Any) -> float:
@@ -88,31 +90,29 @@ def pair(seen: Path, *commands: tuple[str, ...], killed: int | None = None) -> l
     return two(member, seen, forkserver().Barrier(2), list(commands), killed)
 
 
-def two(function: Callable[..., None], *arguments: Any) -> list[int | None]:
-    """How two processes ended that ran function(rank, port, *arguments)."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    members = [forkserver().Process(target=function, args=(rank, port, *arguments)) for rank in (0, 1)]
-    for process in members:
-        process.start()
-    members[1].join(240)
-    members[0].join(SECONDS)
-    codes = [process.exitcode for process in members]
-    for process in members:
-        process.kill()
-    return codes
+def begun(world: World) -> str:
+    """The setting to begin with a prior that has learnt."""
+    return f"start.run={world.runs / 'prior'}"
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """Runs of 20 steps by one process that accumulates two: codec, prior, and cut, a prior stopped after 11."""
+    """Runs by one process that accumulates two, or four: codec, prior, jukebox, and cut, stopped after step 11 of 20;
+    bf16, which begins with the weights of prior.
+    """
     world = World(tmp_path_factory.mktemp("world"))
     music(world.folder / "music")
-    for arguments in (world.codec("name=codec", *ALONE), world.prior("middle", "name=prior", *SMOOTH, *ALONE)):
+    for arguments in (
+        world.codec("name=codec", *ALONE),
+        world.prior("middle", "name=prior", *SMOOTH, *ALONE),
+        world.prior("middle", "name=jukebox", *JUKEBOX, *SMOOTH, *ALONE),
+        world.prior("middle", "name=bf16", begun(world), *SMOOTH, *EIGHT, "trainer.accumulate=4"),
+    ):
         done = command("train.py", *arguments)
         assert done.code == 0, done.err
     assert (
-        child(signalled, world.prior("middle", "name=cut", *SMOOTH, *ALONE), 21, signal.SIGTERM) == 128 + signal.SIGTERM
+        child(signalled, world.prior("middle", "name=cut", *JUKEBOX, *SMOOTH, *ALONE), 21, signal.SIGTERM)
+        == 128 + signal.SIGTERM
     )
     return world
 
@@ -126,7 +126,8 @@ def by_two(world: World) -> Path:
         world.codec("name=codec-fsdp", *TWENTY, *FSDP),
         world.prior("middle", "name=prior-ddp", *SMOOTH, *TWENTY, *DDP, f"cache={world.folder / 'shared'}"),
         world.prior("middle", "name=prior-fsdp", *SMOOTH, *TWENTY, *FSDP),
-        world.prior("middle", "name=cut", *SMOOTH, *TWENTY, *FSDP),
+        world.prior("middle", "name=cut", *JUKEBOX, *SMOOTH, *TWENTY, *FSDP),
+        world.prior("middle", "name=bf16-fsdp", begun(world), *SMOOTH, *EIGHT, *FSDP, "trainer.accumulate=2"),
     ]
     assert pair(seen, *commands) == [0, 0]
     return seen
@@ -146,16 +147,24 @@ def furthest(run: Path, other: Path, without: str = "nothing") -> float:
 
 @pytest.mark.usefixtures("by_two")
 @pytest.mark.parametrize(
-    ("name", "bound"), [("codec-ddp", 0), ("codec-fsdp", 1e-4), ("prior-ddp", 0), ("prior-fsdp", 1e-5), ("cut", 1e-5)]
+    ("name", "alone", "bound"),
+    [
+        ("codec-ddp", "codec", 0),
+        ("codec-fsdp", "codec", 1e-4),
+        ("prior-ddp", "prior", 0),
+        ("prior-fsdp", "prior", 1e-5),
+        ("cut", "jukebox", 1e-5),
+        ("bf16-fsdp", "bf16", 1e-5),
+    ],
 )
-def test_two_processes_equal_one_that_accumulates_two(world: World, name: str, bound: float):
+def test_two_processes_equal_one_that_accumulates_two(world: World, name: str, alone: str, bound: float):
     """k-means, codebooks and revivals included. DDP adds the same two numbers; shards sum a norm in another order.
 
     By which a latent that is as near to two entries may be counted for the other. `cut` is begun by one process and
-    ended by two with shards; its optimizer's state, too, is what it would have been.
+    ended by two with shards; its optimizer's state, too, is what it would have been. Those of bf16 accumulate, too.
     """
-    alone = "codec" if name.startswith("codec") else "prior"
     counts = "quantizers" if name == "codec-fsdp" else "nothing"
+    print(name, furthest(world.runs / name, world.runs / alone, without=counts))
     assert furthest(world.runs / name, world.runs / alone, without=counts) <= bound
 
 
@@ -173,15 +182,17 @@ def test_two_processes_hold_one_model(world: World, by_two: Path):
 
 def test_a_run_ends_when_one_of_its_processes_was_killed_and_goes_on_with_any_number(world: World):
     """The second one of two, in step 7 of shards: the first says so, and one process goes on from step 5."""
-    assert pair(world.folder / "killed", world.prior("middle", "name=killed", *SMOOTH, *TWENTY, *FSDP), killed=6) == [
+    assert pair(
+        world.folder / "killed", world.prior("middle", "name=killed", *JUKEBOX, *SMOOTH, *TWENTY, *FSDP), killed=6
+    ) == [
         1,
         -signal.SIGKILL,
     ]
     told = "error: process 1 of 2 was killed (kill -9, out of memory, a machine lost); the same command resumes"
     assert told in (world.runs / "killed" / "train.log").read_text()
-    done = command("train.py", *world.prior("middle", "name=killed", *SMOOTH, *ALONE))
+    done = command("train.py", *world.prior("middle", "name=killed", *JUKEBOX, *SMOOTH, *ALONE))
     assert done.code == 0 and "from step 5" in done.err, done.err
-    assert furthest(world.runs / "killed", world.runs / "prior") <= 1e-5
+    assert furthest(world.runs / "killed", world.runs / "jukebox") <= 1e-5
 
 
 @pytest.mark.usefixtures("by_two")

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 from hostile import trials
-from test_training import Regression, final, trainer
-from tiny import World, child, command, song
+from tiny import World, child, command, song, tensors
 from torch import Tensor
+from toys import Regression, trainer
 
 from jukebox_lite.audio import write
 from jukebox_lite.datasets.songs import Songs
@@ -205,7 +205,8 @@ def test_a_disk_that_is_full_costs_nothing_that_was_saved(tmp_path: Path):
         assert not warnings and not list(folder.rglob(".tmp*"))
         fit(folder)
         assert all(
-            torch.equal(a, b) for a, b in zip(final(folder).values(), final(tmp_path / "whole").values(), strict=True)
+            torch.equal(a, b)
+            for a, b in zip(tensors(folder).values(), tensors(tmp_path / "whole").values(), strict=True)
         )
     assert refused == len(limits)
 

@@ -10,7 +10,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
-from jukebox_lite.errors import InputError
+from jukebox_lite.errors import InputError, one_line
 from jukebox_lite.training import sharding
 
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "fsdp")
@@ -49,16 +49,19 @@ def start(accelerator: str, devices: int, num_nodes: int, strategy: str, precisi
 
 @contextmanager
 def agreement(fabric: Fabric) -> Iterator[None]:
-    """An InputError of one process, as over songs that only its machine lacks, is raised in all: none waits for it."""
+    """An InputError or OSError of one process, as over songs that only its machine lacks, or over a folder that only
+    the first one writes to, is raised in all as an InputError: none waits for it, and one tells it.
+    """
+    if fabric.world_size == 1:
+        yield
+        return
     mine = None
     try:
         yield
-    except InputError as error:
-        mine = str(error)
-    errors: list[str | None] = [mine]
-    if fabric.world_size > 1:
-        errors = [None] * fabric.world_size
-        dist.all_gather_object(errors, mine)
+    except (InputError, OSError) as error:
+        mine = one_line(error)
+    errors: list[str | None] = [None] * fabric.world_size
+    dist.all_gather_object(errors, mine)
     if told := [error for error in errors if error is not None]:
         raise InputError(told[0])
 

@@ -116,7 +116,7 @@ class Trainer:
         return processes.start(self.accelerator, self.devices, self.num_nodes, self.strategy, self.precision)
 
     def agreement(self) -> AbstractContextManager[None]:
-        """An InputError that one process raises within is raised in all of the run's; they start here if not yet."""
+        """An InputError or OSError of one process is an InputError of all of the run's; they start here if not yet."""
         return processes.agreement(self.fabric)
 
     def fit(self, task: Task, folder: Path, seed: int) -> float:
@@ -135,8 +135,10 @@ class Trainer:
 
     def _go_on(self, learner: Learner, folder: Path, best: float, lines: Sequence[str]) -> float:
         """Train to `max_steps` from where the learner stands, the best score so far behind it; tells `lines` first."""
+        with self.agreement():
+            reports = self._reporter(learner, folder)
         with (
-            self._reporter(learner, folder) as reporter,
+            reports as reporter,
             Reader(learner.task.batch) as reader,
             Interruption() as interruption,
             Lifeline(learner.fabric, self.num_nodes, reporter.say),
@@ -243,14 +245,17 @@ def _resume(learner: Learner, folder: Path, warn: Callable[[str], None]) -> floa
     path = fabric.broadcast(checkpoint.latest(folder, warn) if fabric.is_global_zero else None)
     if path is None:
         return float("inf")
-    state = checkpoint.read_trainer(path)
-    weights = {name: checkpoint.read_weights(path, name) for name in learner.averages}
-    try:
-        learner.load_state_dict(state["learner"], weights)
-        return float(state["best"])
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        told = " ".join(str(error).split())
-        raise InputError(f"{path} is no checkpoint of this run: {type(error).__name__}: {told:.300}") from error
+    best = float("inf")
+    with processes.agreement(fabric):
+        state = checkpoint.read_trainer(path)
+        weights = {name: checkpoint.read_weights(path, name) for name in learner.averages}
+        try:
+            learner.load_state_dict(state["learner"], weights)
+            best = float(state["best"])
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            told = " ".join(str(error).split())
+            raise InputError(f"{path} is no checkpoint of this run: {type(error).__name__}: {told:.300}") from error
+    return best
 
 
 def _agreed_signal(run: _Fit, logs: bool) -> int:
