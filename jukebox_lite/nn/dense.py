@@ -3,8 +3,9 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 
-from jukebox_lite.nn.residual import LEAST, POINTWISE, image, rows
+from jukebox_lite.nn.residual import LEAST, POINTWISE, convolve, image
 
 
 class Linear(nn.Linear):
@@ -26,8 +27,32 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     plain = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     if x.numel() <= LEAST or x.device.type != "cpu" or not plain or torch.compiler.is_compiling():
         return F.linear(x, weight, bias)
-    y = F.conv2d(image(x.reshape(1, -1, x.shape[-1])), weight[:, :, None, None], bias, dilation=POINTWISE)
-    return rows(y).reshape(*x.shape[:-1], -1)
+    return _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias).reshape(*x.shape[:-1], -1)
+
+
+class _Linear(torch.autograd.Function):
+    """x [N, D] by weight [D', D], with bias [D'] -> [N, D']: this product and those of its gradients by oneDNN."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return convolve(x, weight[:, :, None, None], bias)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        return (
+            convolve(gradient, weight.T[:, :, None, None], None) if of_x else None,
+            _of_weight(x, gradient) if of_weight else None,
+            gradient.sum(0) if of_bias else None,
+        )
+
+
+def _of_weight(x: Tensor, gradient: Tensor) -> Tensor:
+    """x [N, D] and the gradient [N, D'] of its product with a weight -> that of the weight [D', D]."""
+    shape = (gradient.shape[1], x.shape[1], 1, 1)
+    return conv2d_weight(image(x[None]), shape, image(gradient[None]), dilation=POINTWISE)[:, :, 0, 0]
 
 
 def is_a_compiled_vector(x: Tensor) -> bool:

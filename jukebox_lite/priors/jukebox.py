@@ -370,4 +370,4 @@ class JukeboxPrior(Stepwise):
 
 def _cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
     """How surprising each of the tokens [B, T] is."""
-    return F.cross_entropy(rearrange(logits.float(), "b t v -> b v t"), tokens, reduction="none")
+    return F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten(), reduction="none").reshape(tokens.shape)
