@@ -1,8 +1,11 @@
 """Linear maps on a CPU, in the form that is fastest there: of many vectors, or of one in a compiled graph."""
 
+from typing import Any, cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_weight
 
 from jukebox_lite.nn.residual import LEAST, POINTWISE, convolve, image
@@ -39,6 +42,7 @@ class _Linear(torch.autograd.Function):
         return convolve(x, weight[:, :, None, None], bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
@@ -51,8 +55,8 @@ class _Linear(torch.autograd.Function):
 
 def _of_weight(x: Tensor, gradient: Tensor) -> Tensor:
     """x [N, D] and the gradient [N, D'] of its product with a weight -> that of the weight [D', D]."""
-    shape = (gradient.shape[1], x.shape[1], 1, 1)
-    return conv2d_weight(image(x[None]), shape, image(gradient[None]), dilation=POINTWISE)[:, :, 0, 0]
+    shape, dilation = (gradient.shape[1], x.shape[1], 1, 1), cast(Any, POINTWISE)  # torch's own hint says int
+    return conv2d_weight(image(x[None]), shape, image(gradient[None]), dilation=dilation)[:, :, 0, 0]
 
 
 def is_a_compiled_vector(x: Tensor) -> bool:
