@@ -4,8 +4,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from jukebox_lite.errors import InputError
@@ -14,7 +12,7 @@ from jukebox_lite.nn.device import bytes_of
 from jukebox_lite.nn.reach import At, Place, steps_at
 from jukebox_lite.nn.transformer import Mixer, State, Transformer
 from jukebox_lite.priors.base import Sampler
-from jukebox_lite.priors.codes import NO_CODE, CodeEmbedding, CodeHead, code_vectors, embed_all
+from jukebox_lite.priors.codes import NO_CODE, CodeEmbedding, CodeHead, code_vectors, embed_all, surprise
 from jukebox_lite.priors.conditioning import Conditioner, Conditioning, condition
 from jukebox_lite.priors.lyrics import Lyrics
 from jukebox_lite.priors.patterns import Parallel, Pattern
@@ -60,18 +58,23 @@ class AutoregressivePrior(Stepwise):
             self.transformer.look_at_memory(dim, num_heads, conditioner.every)
 
     def nats(self, window: Window) -> Tensor:
-        logits = rearrange(self.logits(window).float(), "b k t v -> b v k t")
-        return F.cross_entropy(logits, window.codes[self.facts.level.name], reduction="none")
+        codes = window.codes[self.facts.level.name].unbind(1)
+        each = zip(codes, self._features(window), self.heads, strict=True)
+        return torch.stack([surprise(row, x, head) for row, x, head in each], 1)
 
     def logits(self, window: Window) -> Tensor:
         """Of every code of a whole window, given the codes at the positions before its own: [B, K, T, V]."""
+        return torch.stack([head(x) for head, x in zip(self.heads, self._features(window), strict=True)], 1)
+
+    def _features(self, window: Window) -> list[Tensor]:
+        """What each codebook's head predicts its codes of a whole window from, each [B, T, D]."""
         codes = window.codes[self.facts.level.name]
         num_steps = codes.shape[-1]
         past = self.pattern.apply(codes)[..., :-1]
         known = self._conditioning(window, num_steps)
         y, _ = self.transformer(self._inputs(past, known), heard=known.heard)
         positions = self.pattern.positions(len(self.heads), num_steps, y.device)
-        return torch.stack([head(y[:, own]) for head, own in zip(self.heads, positions, strict=True)], 1)
+        return [y[:, own] for own in positions]
 
     @torch.no_grad()
     def sample(self, window: Window, sampler: Sampler, noise: Tensor, stop: int | None = None) -> Tensor:

@@ -4,6 +4,8 @@ Jukebox learns a vector for every code from nothing. A codec already holds one: 
 sound alike have vectors that lie close, so a prior that sees them learns of all the neighbours of a code it meets.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -13,6 +15,7 @@ from jukebox_lite.nn.dense import Linear, linear
 
 NO_CODE = -1  # where a codebook has nothing to say
 EMBEDDING_SCALE = 0.02  # standard deviation of every embedding at the start
+_AT_ONCE = 2048  # tokens whose logits a CPU makes at once
 
 
 class CodeVectors(nn.Module):
@@ -66,6 +69,18 @@ class CodeHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits = self.table(x)
         return logits if self.vectors is None else logits + linear(self.point(x), self.vectors.features.to(x.dtype))
+
+
+def surprise(tokens: Tensor, x: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
+    """Nats of each of the tokens [B, T] by what a head, [..., D] -> logits [..., V], makes of features x [B, T, D].
+
+    On a CPU the logits, by far the largest tensors of a training step, are made and left a part at a time: of a size
+    at which the system would else hand out, and clear, fresh memory for each.
+    """
+    size = _AT_ONCE if x.device.type == "cpu" else tokens.numel()
+    parts = zip(x.flatten(0, 1).split(size), tokens.flatten().split(size), strict=True)
+    nats = [F.cross_entropy(head(features).float(), told, reduction="none") for features, told in parts]
+    return torch.cat(nats).reshape(tokens.shape)
 
 
 def code_vectors(vectors: Tensor | None, num_codebooks: int) -> list[CodeVectors | None]:
