@@ -14,7 +14,7 @@ SHAPE = {"dim": 16, "depth": 1, "num_heads": 2}
 @pytest.mark.parametrize("name", MIXERS)
 def test_long_context_judges_every_mixer(name: str):
     """An untrained prior pays about the chance line for a note, the first time and the second."""
-    arguments = Namespace(**SHAPE, lr=1e-3, short_steps=1, growing_steps=0)
+    arguments = Namespace(**SHAPE, lr=1e-3, row_length=8, steps=1)
     prior = long_context.build(arguments, name)
     long_context.train(prior, arguments)
     first, second = long_context.judge(prior, long_context.SHORT, num_songs=4)[2:]

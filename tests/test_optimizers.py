@@ -1,4 +1,4 @@
-"""Muon beside AdamW: each parameter is stepped by the one it is meant for, and what is saved is all there is."""
+"""Muon and AdamW by width: each parameter is stepped as it is meant to be, and what is saved is all there is."""
 
 from copy import deepcopy
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from jukebox_lite.nn.transformer import CausalAttention, Transformer
-from jukebox_lite.training.optimizers import Muon
+from jukebox_lite.training.optimizers import Muon, WidthScaledAdamW
 
 
 class Small(nn.Module):
@@ -75,3 +75,31 @@ def test_a_saved_state_goes_on_as_if_never_saved():
 def test_a_model_without_blocks_is_refused():
     with pytest.raises(ValueError, match="use adamw"):
         Muon(nn.Linear(2, 2).named_parameters())
+
+
+@pytest.mark.parametrize("module", ["blocks", "heads"])
+@pytest.mark.parametrize("width", [32, 64, 512])
+def test_a_step_changes_an_output_as_much_at_any_width(module: str, width: int):
+    """Inputs of 1 move it by `base_width` times the rate; AdamW's by `width` times."""
+    layer, x = nn.Linear(width, 3, bias=False), torch.ones(1, width)
+    before = layer(x)
+    before.sum().backward()
+    named = nn.ModuleDict({module: layer, "norm": nn.RMSNorm(3)}).named_parameters()
+    WidthScaledAdamW(named, width, base_width=64, lr=1e-3, weight_decay=0.0).step()
+    torch.testing.assert_close(before - layer(x), torch.full((1, 3), 0.064), rtol=1e-3, atol=0.0)
+
+
+@pytest.mark.parametrize("width", [8, 16])
+def test_at_its_base_width_it_is_adamw_and_elsewhere_but_for_the_matrices(width: int):
+    """Bit for bit: embeddings and norms at any width, the blocks' matrices where `width` is `base_width`."""
+    ours, theirs = small(), small()
+    learn(ours, WidthScaledAdamW(ours.named_parameters(), width, base_width=8, lr=0.01), 1)
+    learn(theirs, torch.optim.AdamW(theirs.parameters(), 0.01, (0.9, 0.98)), 1)
+    for (name, one), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        matrix = one.ndim == 2 and "blocks" in name
+        assert torch.equal(one, other) == (width == 8 or not matrix), name
+
+
+def test_a_model_without_matrices_to_scale_is_told():
+    with pytest.raises(ValueError, match="use adamw"):
+        WidthScaledAdamW(nn.ModuleDict({"stem": nn.Linear(4, 4)}).named_parameters(), 4)

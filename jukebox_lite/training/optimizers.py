@@ -1,4 +1,4 @@
-"""Optimizers beyond torch's own: Muon for the matrices of a transformer's blocks, AdamW for the rest."""
+"""Optimizers beyond torch's own: Muon for the matrices of a transformer's blocks; AdamW at one rate for any width."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -70,3 +70,32 @@ class Muon(Optimizer):
             name: distribute_tensor(value, mesh, placements, src_data_rank=None)
             for name, value in muon.state[whole].items()
         }
+
+
+class WidthScaledAdamW(AdamW):
+    """AdamW at `lr` times `base_width` / `width` for matrices that are fed features (Yang et al. 2022, table 3).
+
+    What a step changes in their outputs is then of one size at any width, so that a rate found for a narrow prior
+    serves a wide one. At `base_width` it is AdamW.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[tuple[str, Parameter]],
+        width: int,
+        base_width: int = 64,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.98),
+        weight_decay: float = 0.01,
+    ):
+        """`params` with their names; those of two axes below a module called blocks or heads are the matrices."""
+        named = list(params)
+        matrices = [
+            (name, p) for name, p in named if p.ndim == 2 and not {"blocks", "heads"}.isdisjoint(name.split("."))
+        ]
+        if not matrices:
+            raise ValueError("adamw_width is for a prior's blocks and heads, and the model has none: use adamw")
+        names = {name for name, _ in matrices}
+        rest = {"params": [(name, p) for name, p in named if name not in names]}
+        groups = [rest, {"params": matrices, "lr": lr * base_width / width}]
+        super().__init__(groups, lr, betas, weight_decay=weight_decay)
