@@ -18,8 +18,8 @@ _PIECE = 1 << 19  # numbers of a sequence that are worked on at once: 2 MB
 _PIECE_BACK = 1 << 18  # of a gradient: to find a weight's takes up to twice the time where its sequences are far
 _KINDS = 4  # parameters of a residual convolution: weight and bias, dilated and pointwise
 # Of a kernel of 1 a dilation means nothing, but torch hands only dilated ones to oneDNN, which is twice as fast.
-POINTWISE = (1, 2)
-LEAST = 20480  # numbers up to which torch keeps a convolution from oneDNN, in favour of one that is much slower
+_POINTWISE = (1, 2)
+_LEAST = 20480  # numbers up to which torch keeps a convolution from oneDNN, in favour of one that is much slower
 _unrectified = torch.ops.aten.threshold_backward.grad_input  # a gradient where a rectifier let through, elsewhere 0
 
 
@@ -142,8 +142,8 @@ def _backward(
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, reach: int = 0) -> Tensor:
     """A convolution on a CPU: x [T + 2 reach, D] by weight [H, D, 1, 3 or 1] -> [T, H]."""
-    if x.numel() > LEAST:
-        return rows(F.conv2d(image(x[None]), weight, bias, dilation=(1, reach) if reach else POINTWISE))[0]
+    if x.numel() > _LEAST:
+        return rows(F.conv2d(image(x[None]), weight, bias, dilation=(1, reach) if reach else _POINTWISE))[0]
     products = [each @ tap.T for each, tap in zip(_shifted(x, reach), weight[:, :, 0].unbind(-1), strict=True)]
     total = products[0] if len(products) == 1 else products[0].add_(products[1]).add_(products[2])
     return total if bias is None else total.add_(bias)
@@ -151,8 +151,8 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, reach: int = 0) -> 
 
 def _weight_gradient(x: Tensor, gradient: Tensor, weight: Tensor, reach: int) -> Tensor:
     """x [T + 2 reach, D] and the gradient [T, H] of its convolution -> that of the weight [H, D, 1, 3 or 1]."""
-    if x.numel() > LEAST:
-        dilation: Any = (1, reach) if reach else POINTWISE  # torch's own hint says int
+    if x.numel() > _LEAST:
+        dilation: Any = (1, reach) if reach else _POINTWISE  # torch's own hint says int
         return conv2d_weight(image(x[None]), weight.shape, image(gradient[None]), dilation=dilation)
     return torch.stack([gradient.T @ each for each in _shifted(x, reach)], -1)[:, :, None]
 
