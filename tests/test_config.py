@@ -1,12 +1,19 @@
 """Every experiment fits the code, and a config that does not is refused by name before anything is built."""
 
+import errno
+import os
 import shutil
+import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard.writer import SummaryWriter
 
 from jukebox_lite import config
 from jukebox_lite.levels import Facts, Level, Window
@@ -150,3 +157,27 @@ def test_a_runs_config_builds_models_only():
     cfg = OmegaConf.create({"_target_": target, "root": "x", "rendered": "x"})
     with pytest.raises(config.ConfigError, match="Chorales is not allowed"):
         config.build(cfg, config.ROOMS)
+
+
+def test_of_the_threads_only_tensorboards_ends_without_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Over a full disk: it tells who closes it. With it every other thread's OSError was silenced."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def main() -> None:
+        with suppress(OSError):
+            SummaryWriter(str(tmp_path)).close()
+        assert not capsys.readouterr().err
+        other = threading.Thread(target=refuse, name="other")
+        other.start()
+        other.join()
+
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)  # which launch sets
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.setattr(RecordWriter, "write", refuse)
+    config.launch(main)
+    said = capsys.readouterr().err
+    assert "Exception in thread other" in said and "No space left" in said

@@ -41,7 +41,7 @@ EIGHT = (
     "trainer.checkpoint_every=8",
     "trainer.precision=bf16-mixed",
 )
-JUKEBOX = ("prior=jukebox", "prior.depth=3", "prior.num_rows=8")  # one table for tokens and logits, a memory-less start
+JUKEBOX = ("prior=jukebox", "prior.depth=3", "prior.num_rows=8")  # whose table of codes is its head, too
 DDP = ("trainer.devices=2", "trainer.strategy=ddp")
 FSDP = ("trainer.devices=2", "trainer.strategy=fsdp")
 SMOOTH = (
@@ -164,7 +164,6 @@ def test_two_processes_equal_one_that_accumulates_two(world: World, name: str, a
     ended by two with shards; its optimizer's state, too, is what it would have been. Those of bf16 accumulate, too.
     """
     counts = "quantizers" if name == "codec-fsdp" else "nothing"
-    print(name, furthest(world.runs / name, world.runs / alone, without=counts))
     assert furthest(world.runs / name, world.runs / alone, without=counts) <= bound
 
 
