@@ -14,12 +14,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.turns import Child, take_turns
 from jukebox_lite.interop import openai
 from jukebox_lite.levels import Window
-from jukebox_lite.nn.dense import linear
 from jukebox_lite.priors.base import Sampler
 
 try:
@@ -37,8 +35,6 @@ SHAPE = COMMON | {
     "blocks": 64,
     "labels": False,
 }
-
-_LARGE = 4096  # rows and columns
 
 
 class Theirs:
@@ -73,16 +69,6 @@ class Ours:
         """One training step's loss in bits and gradient norm."""
         loss = self.model.train().loss(openai.window(SHAPE, self.given["codes"])).total
         return descend(self.model, loss / torch.log(torch.tensor(2.0)))
-
-    def count(self) -> dict[str, Tensor]:
-        """Floating-point operations of a training step's products, and of one product of large matrices."""
-        with FlopCounterMode(display=False) as counter:
-            self.train()
-        return {"flop": torch.tensor(counter.get_total_flops()), "large": torch.tensor(2 * _LARGE**3)}
-
-    def multiply(self) -> dict[str, Tensor]:
-        """The large product, by the way that is faster here."""
-        return {"product": linear(torch.ones(_LARGE, _LARGE), torch.ones(_LARGE, _LARGE))[:1]}
 
     def sample(self) -> dict[str, Tensor]:
         """Greedy codes [B, T]."""
@@ -141,22 +127,8 @@ def main() -> None:
             )
             made = {name: load_file(folder / f"{name}.{action}.safetensors") for name in children}
             print(f"         {compare(made['theirs'], made['ours'])}")
-            if action == "train":
-                print(f"         {ceiling(children['ours'], folder, seconds, our_seconds)}")
         for child in children.values():
             child.stop()
-
-
-def ceiling(child: Child, folder: Path, seconds: float, our_seconds: float) -> str:
-    """What would be gained if a training step ran as fast as this machine multiplies large matrices."""
-    child.run("count")
-    counted = load_file(folder / "ours.count.safetensors")
-    (multiplying, _) = take_turns({"ours": child}, "multiply", 5)["ours"]
-    flop, peak = float(counted["flop"]), float(counted["large"]) / multiplying
-    return (
-        f"a step is {flop / 1e9:.0f} GFLOP; large matrices multiply at {peak / 1e9:.0f} GFLOP/s, theirs runs at "
-        f"{flop / seconds / 1e9:.0f}, ours at {flop / our_seconds / 1e9:.0f}: at most {seconds * peak / flop:.2f}x"
-    )
 
 
 def compare(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> str:

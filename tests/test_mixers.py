@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from jukebox_lite.errors import InputError
-from jukebox_lite.nn.dense import Linear
 from jukebox_lite.nn.linear import GatedDeltaRule
 from jukebox_lite.nn.reach import At, Beginning, Column, Past, Place, PreviousRow, Reach, Row, RowEnds
 from jukebox_lite.nn.transformer import CausalAttention, FactoredAttention, Rotary, SlidingAttention, Transformer
@@ -165,18 +164,3 @@ def test_rotary_products_depend_on_distance_only():
     q, k = torch.randn(2, 1, 1, 1, 8)
     products = [(rotary(q, start + 7) * rotary(k, start)).sum() for start in (0, 3, 50)]
     torch.testing.assert_close(products[1:], products[:1] * 2)
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(3, 700, 24), (1, 1, 24), (24,)])
-def test_a_linear_map_is_torchs(shape: tuple[int, ...], bias: bool):
-    """Of few vectors and of many, as convolutions: the same values and gradients but for rounding."""
-    torch.manual_seed(0)
-    linear, x = Linear(24, 40, bias=bias), torch.randn(shape, requires_grad=True)
-    inputs, weights = [x, *linear.parameters()], torch.randn(*shape[:-1], 40)
-    found = linear(x)
-    wanted = torch.nn.functional.linear(x, linear.weight, linear.bias)
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
-    gradients = (torch.autograd.grad((y * weights).sum(), inputs) for y in (found, wanted))
-    for gradient, expected in zip(*gradients, strict=True):
-        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-3)

@@ -1,9 +1,13 @@
 """Linear maps on a CPU, in the form that is fastest there: of many vectors, or of one in a compiled graph."""
 
+from math import prod
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.flop_counter import register_flop_formula
 
 _ONEDNN = torch.backends.mkldnn.is_available()
 _LEAST = 1 << 13  # numbers of x below which preparing oneDNN's product takes longer than it saves
@@ -63,6 +67,15 @@ def _weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def _flop(x_shape: tuple[int, ...], weight_shape: tuple[int, ...], *_: Any, **__: Any) -> int:
+    """Of `_product`, for torch's counter, which does not know it."""
+    return 2 * prod(x_shape) * weight_shape[0]
+
+
+if _ONEDNN:
+    register_flop_formula(torch.ops.mkldnn._linear_pointwise)(_flop)
 
 
 def is_a_compiled_vector(x: Tensor) -> bool:
