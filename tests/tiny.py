@@ -31,6 +31,7 @@ ROOT = Path(__file__).parents[1]
 SAMPLE_RATE = 8_000  # Hz of the tiny codec
 HOPS = {"top": 128, "middle": 32, "bottom": 8}
 LEVELS = tuple(HOPS)
+STEPS = {level: round(0.32 * SAMPLE_RATE) // hop_length for level, hop_length in HOPS.items()}  # of a third of a second
 CODEC = (
     "experiment=vqvae",
     f"codec.sample_rate={SAMPLE_RATE}",
@@ -243,3 +244,29 @@ def assert_same(run: Path, other: Path) -> None:
     a, b = tensors(run), tensors(other)
     assert a.keys() == b.keys()
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+def codes_of(world: World, *arguments: str, levels: tuple[str, ...] = LEVELS) -> dict[str, torch.Tensor]:
+    """The codes that one call of sample.py makes."""
+    done = command("sample.py", *world.sample(*arguments, levels=levels))
+    assert done.code == 0, done.err
+    name = next((a.removeprefix("name=") for a in arguments if a.startswith("name=")), "sample")
+    return load_file(world.runs / name / "codes.safetensors")
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], *levels: str) -> bool:
+    """Whether the codes of these levels are equal."""
+    return all(torch.equal(a[level], b[level]) for level in levels)
+
+
+BROKEN = {"cut.mp3": "ends after", "empty.wav": "0 bytes", "text.flac": "not readable", "click.wav": "10 ms of audio"}
+
+
+def broken(folder: Path) -> Path:
+    """A folder with four files that are no songs."""
+    song(folder / "cut.mp3", 3, 44_100)
+    (folder / "cut.mp3").write_bytes((folder / "cut.mp3").read_bytes()[:9_000])
+    (folder / "empty.wav").touch()
+    (folder / "text.flac").write_text("not music")
+    song(folder / "click.wav", 0.01)
+    return folder
