@@ -54,7 +54,7 @@ def main() -> None:
     names = sorted(path.stem for path in MIXERS.glob("*.yaml"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mixers", nargs="+", choices=names, default=names)
-    parser.add_argument("--steps", type=int, default=2000, help="of training")
+    parser.add_argument("--steps", type=int, default=2200, help="of training")
     parser.add_argument("--lr", type=float, default=4e-3)
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--depth", type=int, default=4)
@@ -93,7 +93,7 @@ def train(prior: AutoregressivePrior, arguments: argparse.Namespace) -> None:
     generator = torch.Generator().manual_seed(1)
     for step, (rests, repeats) in enumerate(lessons(arguments.steps)):
         for group in optimizer.param_groups:
-            group["lr"] = arguments.lr * min(1, (step + 1) / 30, 3 * (1 - step / arguments.steps))
+            group["lr"] = arguments.lr * min(1, (step + 1) / 30, 4 * (1 - step / arguments.steps))
         batch_size = max(1, TOKENS // (2 * repeats * (MELODY + rests)))
         loss = surprise(prior, songs(batch_size, rests, repeats, generator)).mean()
         optimizer.zero_grad()
@@ -103,10 +103,10 @@ def train(prior: AutoregressivePrior, arguments: argparse.Namespace) -> None:
 
 
 def lessons(steps: int) -> Iterator[tuple[int, int]]:
-    """Rests after a melody, and repeats of A B, of each training step; rests grow from 55 to 90 % of the steps."""
+    """Rests after a melody, and repeats of A B, of each training step; rests grow from 45 to 75 % of the steps."""
     draw = random.Random(0)
     for step in range(steps):
-        grown = min(1, max(0, step / steps - 0.55) / 0.35)
+        grown = min(1, max(0, step / steps - 0.45) / 0.3)
         most = SHORT if step < 0.25 * steps else MIDDLE * (LONG / MIDDLE) ** grown
         among = math.exp(draw.uniform(0, math.log(most)))  # short ones too, lest they be forgotten
         rests = round(draw.choice([among, draw.uniform(most / 2, most)]))
