@@ -13,9 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from jukebox_lite import config
 from jukebox_lite.errors import InputError, one_line
-from jukebox_lite.training import run
+from jukebox_lite.training import processes, run
 from jukebox_lite.training.meter import TrainingDiverged
-from jukebox_lite.training.processes import is_first
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -24,7 +23,8 @@ def main(cfg: DictConfig) -> float:
     try:
         return train(cfg, Path(HydraConfig.get().runtime.output_dir))
     except (InputError, TrainingDiverged, OSError) as error:
-        if not is_first() and not isinstance(error, OSError):  # all of a run's processes raise it, and one tells it
+        shared = not isinstance(error, OSError)  # by all of a run's processes, and one tells it
+        if shared and not processes.is_first():
             raise SystemExit(0) from None
         print(f"error: {one_line(error)}", file=sys.stderr)
         if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -52,6 +52,7 @@ def train(cfg: DictConfig, folder: Path) -> float:
         print(*trainer.rehearse(task, cfg.seed), sep="\n")
         return float("inf")  # no score
     told = {"fingerprints": task.fingerprints, **begun}
+    processes.check_same(trainer.fabric, told)
     with ExitStack() as held:
         with trainer.agreement():
             held.enter_context(run.alone(folder))

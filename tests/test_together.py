@@ -18,7 +18,7 @@ from tiny import tensors
 from toys import Poisoned, Regression, gentle, rewinding, trainer
 
 from jukebox_lite.errors import InputError
-from jukebox_lite.training import checkpoint, lifeline
+from jukebox_lite.training import checkpoint, lifeline, processes
 
 BEAT, SILENCE = 0.1, 20  # in place of 5 s and 18 times
 POISON = (13, 19 + (1 << 40))  # of the second process: batches of step 6, and of step 9 when it was rewound
@@ -135,6 +135,25 @@ def test_an_error_of_one_process_ends_both_and_is_told_once(
     assert all(line in text for line, text in zip(told, said, strict=True)), said
     assert sum(text.count("Traceback") for text in said) == (kind != "gone") and (kind == "fault" or not said[1]), said
     assert checkpoint.latest(tmp_path) == tmp_path / f"checkpoints/{2 if kind == 'full disk' else 4:08d}"
+
+
+def begin_killed(rank: int, port: int, folder: Path) -> None:
+    """One of two processes: they find that they differ; then the second is killed, as while it makes a cache."""
+    settled(rank, port, folder)
+    how = trainer(devices=2, strategy="ddp")
+    with pytest.raises(InputError, match="process 1 of 2 begins with {'codec': 'b'}, and the first one with {'codec'"):
+        processes.check_same(how.fabric, {"codec": "ab"[rank]})
+    processes.check_same(how.fabric, {"codec": "a"})
+    with how.agreement():
+        if rank:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(60)  # at a song
+
+
+def test_processes_begin_with_the_same_and_end_together_before_training(tmp_path: Path):
+    """Of a run that was still trained, two read two checkpoints; one waited long for another that was killed."""
+    assert two(begin_killed, tmp_path) == [1, -signal.SIGKILL]
+    assert (tmp_path / "said-0").read_text().startswith("error: process 1 of 2 was killed")
 
 
 def stand_still(rank: int, port: int, folder: Path) -> None:

@@ -66,6 +66,22 @@ def agreement(fabric: Fabric) -> Iterator[None]:
         raise InputError(told[0])
 
 
+def check_same(fabric: Fabric, told: object) -> None:
+    """Raises InputError in all processes where they begin with different things, as with a run that is still trained,
+    whose last checkpoint one of them read before the next was there, or with other copies of the songs.
+    """
+    if fabric.world_size == 1:
+        return
+    all_told: list[object] = [None] * fabric.world_size
+    dist.all_gather_object(all_told, told)
+    for process, other in enumerate(all_told):
+        if other != all_told[0]:
+            raise InputError(
+                f"process {process} of {fabric.world_size} begins with {other}, and the first one with {all_told[0]}: "
+                "expected the same; start when nothing of that is written any more"
+            )
+
+
 def over_processes(fabric: Fabric, values: Tensor, operation: str) -> Tensor:
     """Each value reduced over the processes, which all must ask: "mean", "max"."""
     reduced = fabric.all_reduce(values, reduce_op=operation)

@@ -1,8 +1,9 @@
 """How a task is learnt: the loop, and when it logs, validates, saves and stops."""
 
+import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -115,9 +116,15 @@ class Trainer:
         """This process among the run's others, which are started, or waited for, when this is first asked for."""
         return processes.start(self.accelerator, self.devices, self.num_nodes, self.strategy, self.precision)
 
-    def agreement(self) -> AbstractContextManager[None]:
-        """An InputError or OSError of one process is an InputError of all of the run's; they start here if not yet."""
-        return processes.agreement(self.fabric)
+    @contextmanager
+    def agreement(self) -> Iterator[None]:
+        """An InputError or OSError of one process is an InputError of all of the run's; they start here if not yet.
+
+        So is the end of one that is killed, or stands still, the end of all.
+        """
+        say = partial(print, file=sys.stderr)
+        with Lifeline(self.fabric, self.num_nodes, say), processes.agreement(self.fabric):
+            yield
 
     def fit(self, task: Task, folder: Path, seed: int) -> float:
         """Train to `max_steps`, from the last whole checkpoint in `folder` if it has one; returns the best score.
@@ -135,7 +142,7 @@ class Trainer:
 
     def _go_on(self, learner: Learner, folder: Path, best: float, lines: Sequence[str]) -> float:
         """Train to `max_steps` from where the learner stands, the best score so far behind it; tells `lines` first."""
-        with self.agreement():
+        with processes.agreement(self.fabric):
             reports = self._reporter(learner, folder)
         with (
             reports as reporter,
