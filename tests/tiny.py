@@ -203,7 +203,8 @@ def build_world(folder: Path) -> Iterator[tuple[str, Done]]:
 def forkserver() -> ForkServerContext:
     """Makes processes that are forked from one that has imported what is slow."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["jukebox_lite.training.trainer", "jukebox_lite.config"])
+    rooms = ("training.trainer", "config", "tasks.adversarial", "tasks.prior")
+    context.set_forkserver_preload([*(f"jukebox_lite.{room}" for room in rooms), "pytest"])
     return context
 
 

@@ -87,7 +87,7 @@ class Lifeline:
 
     def _hear(self, word: bytes, process: int) -> None:
         """What a process's last word leads to."""
-        if word == _DONE:
+        if word == _DONE or self._left.is_set():
             return
         line = word.removeprefix(_FAILED).decode(errors="replace")
         if line and not self._first:  # which tells it
