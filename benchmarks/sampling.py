@@ -110,8 +110,8 @@ def load(folder: Path, kind: str) -> JukeboxPrior | AutoregressivePrior:
 
 def step_bytes(model: JukeboxPrior | AutoregressivePrior) -> int:
     """Of the weights that every step reads whole: the blocks' and the head's."""
-    head = [model.transformer.embedding] if isinstance(model, JukeboxPrior) else [model.heads]
-    modules = [model.transformer.blocks, *head]
+    head = (model.head or model.transformer.embedding) if isinstance(model, JukeboxPrior) else model.heads
+    modules = [model.transformer.blocks, head]
     return sum(each.nbytes for module in modules for each in (*module.parameters(), *module.buffers()))
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from jukebox_lite.nn.dense import linear
+from jukebox_lite.nn.dense import compiled_product, linear
 
 SHAPES = [
     ((3, 1000), 7, 5),
@@ -37,6 +37,12 @@ def test_it_is_what_double_precision_makes(shape: tuple[int, ...], dim: int, out
         torch.testing.assert_close(
             ours.double(), exact, rtol=1e-5, atol=1e-5 * max(1.0, exact.abs().max().item()) if exact.numel() else 0.0
         )
+
+
+@pytest.mark.parametrize("shape", [(1,), (3, 1), (2, 4), ()])
+def test_what_a_compiler_is_given_is_the_same_product(shape: tuple[int, ...]):
+    x, weight, _, _ = products(shape, 64, 48, torch.float64)
+    torch.testing.assert_close(compiled_product(x, weight), F.linear(x, weight))
 
 
 @pytest.mark.parametrize("transposed", [False, True])

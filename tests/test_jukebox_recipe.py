@@ -8,9 +8,11 @@ from jukebox_lite.errors import InputError
 from jukebox_lite.interop import openai
 from jukebox_lite.interop.openai.priors import keys_of, place_of
 from jukebox_lite.levels import LYRICS, NO_VALUE, Facts, Level, Window
+from jukebox_lite.nn.narrow import Int8Linear
 from jukebox_lite.priors.alignment import attention
 from jukebox_lite.priors.jukebox import JukeboxPrior
 from jukebox_lite.priors.jukebox_recipe import JukeboxRecipe
+from jukebox_lite.priors.stepwise import for_sampling
 
 TOP, BOTTOM = Level("top", 24, 1, 32), Level("bottom", 24, 1, 8)
 VOCABULARY = {"artist": ["", "a", "b"], "genre": ["", "c", "d", "e"]}
@@ -148,3 +150,18 @@ def test_what_it_cannot_be_is_refused():
         JukeboxRecipe(Facts(TOP, characters=["", "a"]), 32, 12, 2, 64, num_rows=8, num_characters=16)
     with pytest.raises(InputError, match="num_characters=-8: expected 0"):
         JukeboxRecipe(Facts(TOP), 32, 3, 2, 64, num_rows=8, num_characters=-8)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("level", [TOP, BOTTOM], ids=["top", "upsampler"])
+def test_in_fewer_bits_the_head_goes_its_own_way(level: Level):
+    """It is the embedding, which stays whole: what it tells of a step is rounded, what is told to it is not."""
+    prior = recipe(level).eval()
+    torch.nn.init.normal_(prior.transformer.embedding.weight)
+    narrow = for_sampling(prior, "int8")
+    assert isinstance(narrow, JukeboxPrior) and isinstance(narrow.head, Int8Linear)
+    assert torch.equal(narrow.transformer.embedding.weight, prior.transformer.embedding.weight)
+    assert prior.head is None
+    found, wanted = narrow.logits(window(level)), prior.logits(window(level))
+    assert not torch.equal(found, wanted)
+    torch.testing.assert_close(found, wanted, rtol=0.02, atol=0.02 * wanted.abs().max().item())

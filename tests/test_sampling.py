@@ -133,17 +133,20 @@ def test_fewer_bits_cost_little(precision: str, largest: float):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize(("mixer", "precision", "num_codebooks"), [("causal", "fp32", 1), ("factored", "int8", 2)])
+@pytest.mark.parametrize(
+    ("mixer", "precision", "num_codebooks", "num_songs"), [("causal", "fp32", 1, 3), ("factored", "int8", 2, 1)]
+)
 def test_a_compiled_step_draws_the_same(
-    mixer: str, precision: str, num_codebooks: int, monkeypatch: pytest.MonkeyPatch
+    mixer: str, precision: str, num_codebooks: int, num_songs: int, monkeypatch: pytest.MonkeyPatch
 ):
-    """Code for code, of one song, given the first steps, while the memory that is read grows.
+    """Code for code, of one song or of a few, given the first steps, while the memory that is read grows.
 
     Where there is no compiler, that is what a user is told.
     """
     monkeypatch.setattr(stepwise, "_ROOM", 4)
     model = prior(MIXERS[mixer], 12, num_codebooks, depth=3 if mixer == "factored" else 1)
-    noise, given = uniform(1, num_codebooks, 12), window(1, codes=torch.ones(1, num_codebooks, 2, dtype=torch.int64))
+    before = torch.ones(num_songs, num_codebooks, 2, dtype=torch.int64)
+    noise, given = uniform(num_songs, num_codebooks, 12), window(num_songs, codes=before)
     plain = for_sampling(model, precision).sample(given, Sampler(), noise)
     assert len(plain.unique()) > 2
     try:

@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
 _ONEDNN = torch.backends.mkldnn.is_available()
+_FEW = 8  # vectors that a compiled loop multiplies a weight with faster than a library does
 _LEAST = 1 << 13  # numbers of x below which preparing oneDNN's product takes longer than it saves
 
 
@@ -26,9 +27,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     torch multiplies matrices on a CPU with MKL; oneDNN, which it has too, takes half the time on AMD's CPUs. Of one
     vector MKL reads the weight at half the speed that the compiler's own loop does.
     """
-    if is_a_compiled_vector(x):
-        y = (x.reshape(-1) * weight).sum(-1)
-        return (y if bias is None else y + bias).reshape(*x.shape[:-1], -1)
+    if are_few_compiled_vectors(x):
+        y = compiled_product(x, weight)
+        return y if bias is None else y + bias
     plain = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     if not _ONEDNN or x.numel() < _LEAST or x.device.type != "cpu" or not plain or torch.compiler.is_compiling():
         return F.linear(x, weight, bias)
@@ -78,6 +79,11 @@ if _ONEDNN:
     register_flop_formula(torch.ops.mkldnn._linear_pointwise)(_flop)
 
 
-def is_a_compiled_vector(x: Tensor) -> bool:
-    """Whether a product of x [..., D] with a weight is best left to the compiler, as a loop over the weight's rows."""
-    return torch.compiler.is_compiling() and x.device.type == "cpu" and x.numel() == x.shape[-1]
+def are_few_compiled_vectors(x: Tensor) -> bool:
+    """Whether a product of x [..., D] with a weight is best left to the compiler: `compiled_product`."""
+    return torch.compiler.is_compiling() and x.device.type == "cpu" and x.numel() <= _FEW * x.shape[-1]
+
+
+def compiled_product(x: Tensor, weight: Tensor) -> Tensor:
+    """x [..., D] by weight [D', D] -> [..., D'], as sums that a compiler makes one loop of, which reads it once."""
+    return torch.stack([(row * weight).sum(-1) for row in x.reshape(-1, x.shape[-1])]).reshape(*x.shape[:-1], -1)

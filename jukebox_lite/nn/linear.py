@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from jukebox_lite.errors import InputError
+from jukebox_lite.nn.dense import Linear
 from jukebox_lite.nn.reach import At
 from jukebox_lite.nn.transformer import Mixer, State
 
@@ -36,12 +37,12 @@ class GatedDeltaRule(Mixer):
         if chunk_length < 1:
             raise InputError(f"mixer.chunk_length={chunk_length}: expected 1 or more steps")
         self.num_heads, self.chunk_length = num_heads, chunk_length
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.qkv = Linear(dim, 3 * dim, bias=False)
         self.near = nn.Conv1d(3 * dim, 3 * dim, _REACH, groups=3 * dim, bias=False)
-        self.rates = nn.Linear(dim, 2 * num_heads)  # how much each head writes, and how fast it forgets
-        self.gate = nn.Linear(dim, dim, bias=False)
+        self.rates = Linear(dim, 2 * num_heads)  # how much each head writes, and how fast it forgets
+        self.gate = Linear(dim, dim, bias=False)
         self.norm = nn.RMSNorm(dim // num_heads, eps=1e-5)
-        self.out = nn.Linear(dim, dim, bias=False)
+        self.out = Linear(dim, dim, bias=False)
         spans = max_length ** (torch.arange(1, num_heads + 1) / num_heads)  # steps until a head has forgotten 63 %
         with torch.no_grad():
             self.rates.bias[:num_heads] = 0.0

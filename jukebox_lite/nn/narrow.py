@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from jukebox_lite.errors import InputError
-from jukebox_lite.nn.dense import is_a_compiled_vector, linear
+from jukebox_lite.nn.dense import are_few_compiled_vectors, compiled_product, linear
 
 
 class BFloat16Linear(nn.Module):
@@ -34,8 +34,8 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.bfloat16().reshape(-1, x.shape[-1])
-        if is_a_compiled_vector(x):
-            y = ((rows.float() * self.weight.float()).sum(-1) * self.scale.float()).bfloat16()
+        if are_few_compiled_vectors(x):
+            y = (compiled_product(rows.float(), self.weight.float()) * self.scale.float()).bfloat16()
         else:
             y = torch.ops.aten._weight_int8pack_mm(rows, self.weight, self.scale)
         y = y.to(x.dtype).reshape(*x.shape[:-1], -1)

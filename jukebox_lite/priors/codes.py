@@ -42,7 +42,7 @@ class CodeEmbedding(nn.Module):
         nn.init.normal_(self.table.weight, std=EMBEDDING_SCALE)
         self.vectors = vectors
         if vectors is not None:
-            self.view = nn.Linear(vectors.features.shape[1], dim, bias=False)
+            self.view = Linear(vectors.features.shape[1], dim, bias=False)
             nn.init.normal_(self.view.weight, std=EMBEDDING_SCALE)
 
     def forward(self, codes: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class CodeHead(nn.Module):
         nn.init.zeros_(self.table.weight)
         self.vectors = vectors
         if vectors is not None:
-            self.point = nn.Linear(dim, vectors.features.shape[1])
+            self.point = Linear(dim, vectors.features.shape[1])
             nn.init.zeros_(self.point.weight)
             nn.init.zeros_(self.point.bias)
 

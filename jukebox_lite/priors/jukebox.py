@@ -281,7 +281,7 @@ class JukeboxPrior(Stepwise):
         self.context_length = len(transformer.positions) - self.prefix.num_tokens
         self.conditioners = nn.ModuleDict(conditioners)
         self.start = None if "labels" in conditioners else nn.Parameter(torch.zeros(1, dim))
-        self.head = Linear(dim, vocab_size, bias=False) if merged else None
+        self.merged, self.head = merged, Linear(dim, vocab_size, bias=False) if merged else None
 
     def nats(self, window: Window) -> Tensor:
         return self._nats(self._all_at_once(window)[0], window)
@@ -336,6 +336,12 @@ class JukeboxPrior(Stepwise):
         last = at if isinstance(at, Place) else y.shape[1] - 1
         return self._head(self._told(y[:, -1:], known, last))
 
+    def untie(self) -> None:
+        vocab_size, dim = self.transformer.embedding.weight.shape
+        if self.head is None:
+            self.head = Linear(dim, vocab_size, bias=False)
+            self.head.weight = self.transformer.embedding.weight
+
     def state_bytes(self, length: int) -> int:
         """What the blocks remember of lyrics and codes; what is known of every step is little beside it."""
         weight = self.transformer.embedding.weight
@@ -384,7 +390,7 @@ class JukeboxPrior(Stepwise):
 
     def _told(self, x: Tensor, conditioning: Conditioning, at: At = 0) -> Tensor:
         """What the head is given of the steps from `at` on, of what the transformer makes of them [B, T, D]."""
-        if self.head is not None or conditioning.aligned is None:
+        if self.merged or conditioning.aligned is None:
             return x
         return x + conditioning.aligned[:, steps_at(at, x.shape[1])]
 

@@ -15,6 +15,11 @@ from jukebox_lite.nn.transformer import State
 from jukebox_lite.priors.base import Prior, Sampler
 from jukebox_lite.priors.conditioning import Conditioning
 
+_ONCE = {  # what many read, as each row of a weight reads a norm, the compiler makes once: not again for each of them
+    "realize_acc_reads_threshold": 2,
+    "realize_reads_threshold": 1,
+    "max_pointwise_cat_inputs": 0,
+}
 _ROOM = 256  # positions by which the part of a memory that a step reads grows; each is a graph on a GPU
 
 
@@ -27,6 +32,9 @@ class Stepwise(Prior):
 
         `past` is all before that position, with `at` 0 and new states; or with a Place the one code before it.
         """
+
+    def untie(self) -> None:
+        """Gives a head that is the embedding a linear map of its own, to be replaced; here there is no such head."""
 
     def fill(
         self,
@@ -75,11 +83,13 @@ def for_sampling(prior: Prior, precision: str = "fp32", compiled: bool = False) 
     if precision == "fp32" and not compiled:
         return prior
     prior = copy.deepcopy(prior)
+    assert isinstance(prior, Stepwise)
+    if precision != "fp32":
+        prior.untie()
     narrow(prior, precision)
     if compiled:
         check_compiler("compile=true")
-        assert isinstance(prior, Stepwise)
-        options = {"guard_filter_fn": _of_arguments}
+        options = {"guard_filter_fn": _of_arguments, **_ONCE}
         make: Any = torch.compile  # whose overloads lack isolate_recompiles
         prior.step = make(prior.step, fullgraph=True, isolate_recompiles=True, options=options)
     return prior
