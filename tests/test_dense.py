@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from jukebox_lite.nn.dense import compiled_product, linear
+from jukebox_lite.nn.dense import linear
 
 SHAPES = [
     ((3, 1000), 7, 5),
@@ -39,10 +39,18 @@ def test_it_is_what_double_precision_makes(shape: tuple[int, ...], dim: int, out
         )
 
 
-@pytest.mark.parametrize("shape", [(1,), (3, 1), (2, 4), ()])
-def test_what_a_compiler_is_given_is_the_same_product(shape: tuple[int, ...]):
-    x, weight, _, _ = products(shape, 64, 48, torch.float64)
-    torch.testing.assert_close(compiled_product(x, weight), F.linear(x, weight))
+@pytest.mark.parametrize("shape", [(1, 1), (2, 4), (3, 1000)], ids=["one", "few", "many"])
+def test_in_a_compiled_graph_it_is_the_same(shape: tuple[int, ...]):
+    """Whatever form it takes there, and its gradients; without making code, which needs a compiler."""
+    *inputs, gradient = products(shape, 64, 48)
+    inputs = [each.requires_grad_() for each in inputs]
+    compiled = torch.compile(linear, backend="aot_eager", fullgraph=True)
+    for found, wanted in zip(
+        (compiled(*inputs), *torch.autograd.grad(compiled(*inputs), inputs, gradient)),
+        (F.linear(*inputs), *torch.autograd.grad(F.linear(*inputs), inputs, gradient)),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("transposed", [False, True])

@@ -31,7 +31,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         y = compiled_product(x, weight)
         return y if bias is None else y + bias
     plain = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    if not _ONEDNN or x.numel() < _LEAST or x.device.type != "cpu" or not plain or torch.compiler.is_compiling():
+    if not _ONEDNN or x.numel() < _LEAST or x.device.type != "cpu" or not plain:
         return F.linear(x, weight, bias)
     return _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias).reshape(*x.shape[:-1], -1)
 
@@ -67,7 +67,21 @@ def _weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [N, D] by weight [D', D], with bias [D'] -> [N, D'], by oneDNN."""
+    if torch.compiler.is_compiling():
+        return _opaque(x, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+@torch.library.custom_op("jukebox_lite::product", mutates_args=())
+def _opaque(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The same as a compiler calls it, which would take it only with weights that never change."""
+    return _product(x, weight, bias)
+
+
+@_opaque.register_fake
+def _(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
+    return x.new_empty(len(x), len(weight))
 
 
 def _flop(x_shape: tuple[int, ...], weight_shape: tuple[int, ...], *_: Any, **__: Any) -> int:
@@ -76,7 +90,7 @@ def _flop(x_shape: tuple[int, ...], weight_shape: tuple[int, ...], *_: Any, **__
 
 
 if _ONEDNN:
-    register_flop_formula(torch.ops.mkldnn._linear_pointwise)(_flop)
+    register_flop_formula([torch.ops.mkldnn._linear_pointwise, torch.ops.jukebox_lite.product])(_flop)
 
 
 def are_few_compiled_vectors(x: Tensor) -> bool:

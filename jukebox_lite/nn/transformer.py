@@ -72,7 +72,7 @@ class AttentionHeads(nn.Module):
 
     def split(self, x: Tensor, at: At) -> tuple[Tensor, Tensor, Tensor]:
         """[B, T, D] at steps at, at + 1, ... -> queries, keys and values [B, H, T, D / H]."""
-        q, k, v = rearrange(self.qkv(x), "b t (three h d) -> three b h t d", three=3, h=self.num_heads)
+        q, k, v = (rearrange(each, "b t (h d) -> b h t d", h=self.num_heads) for each in self.qkv(x).chunk(3, -1))
         q, k = self.query_norm(q.float()), self.key_norm(k.float())  # norms in full precision under autocast
         return self.rotary(q, at).to(v.dtype), self.rotary(k, at).to(v.dtype), v
 
