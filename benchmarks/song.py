@@ -61,6 +61,7 @@ WAYS = [
     Way("parallel", Parallel(), OVERLAPS | {"middle": 0.25, "bottom": 0.25}),
     Way("parallel, int8", Parallel(), OVERLAPS | {"middle": 0.25, "bottom": 0.25}, "int8"),
     Way("parallel, int8, no overlap", Parallel(), EDGES, "int8"),
+    Way("parallel, compiled, no overlap", Parallel(), EDGES, compiled=True),
 ]
 
 
@@ -106,8 +107,8 @@ class Ours:
             for level, shape in zip(LEVELS, SHAPES, strict=True)
         ]
         self.priors = [for_sampling(prior, way.precision, way.compiled) for prior in priors]
-        if way.compiled:  # which is not timed
-            self._complete(0.02)
+        if way.compiled:  # which is not timed: a graph for each number of windows
+            self._complete(seconds)
 
     def draw(self) -> dict[str, Tensor]:
         """Codes [1, 1, T] by level."""
@@ -171,6 +172,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=20.0, help="of the song that ours draws")
     parser.add_argument("--their-seconds", type=float, default=3.0, help="of the song that theirs draws")
+    parser.add_argument("--ways", nargs="+", metavar="WAY", choices=[way.title for way in WAYS], help="of ours: all")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     os.environ["TQDM_DISABLE"] = "1"  # transformers' progress bars
@@ -188,11 +190,13 @@ def main() -> None:
             f"{slow:.0f} s for the codes, {decoding:.1f} s for the audio"
         )
         for way in WAYS:
+            if arguments.ways and way.title not in arguments.ways:
+                continue
             ours = Child(way.title, partial(Ours, seconds=arguments.seconds, way=way), folder, arguments.threads)
             drawing, decoding_ours = (ours.run(action)[0] for action in ("draw", "decode"))
             ours.stop()
             print(
-                f"ours, {way.title:27} {drawing:5.0f} s for the codes, {slow / drawing:.1f}x, "
+                f"ours, {way.title:30} {drawing:5.0f} s for the codes, {slow / drawing:.1f}x, "
                 f"{decoding_ours:.1f} s for the audio, {decoding / decoding_ours:.1f}x; "
                 f"both {(slow + decoding) / (drawing + decoding_ours):.1f}x",
                 flush=True,

@@ -1,4 +1,4 @@
-"""Linear maps on a CPU, in the form that is fastest there: of many vectors, or of one in a compiled graph."""
+"""Linear maps on a CPU, in the form that is fastest there: of many vectors, or of a few in a compiled graph."""
 
 from math import prod
 from typing import Any
@@ -24,8 +24,8 @@ class Linear(nn.Linear):
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [..., D] by weight [D', D], with bias [D'] -> [..., D'].
 
-    torch multiplies matrices on a CPU with MKL; oneDNN, which it has too, takes half the time on AMD's CPUs. Of one
-    vector MKL reads the weight at half the speed that the compiler's own loop does.
+    torch multiplies matrices on a CPU with MKL; oneDNN, which it has too, takes half the time on AMD's CPUs. So does a
+    compiler's own loop, where there are a few vectors only.
     """
     if are_few_compiled_vectors(x):
         y = compiled_product(x, weight)
