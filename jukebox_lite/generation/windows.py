@@ -37,7 +37,7 @@ Wave = list[Piece]  # windows that do not wait for each other
 class Windows(ABC):
     """The order of a level's windows."""
 
-    def __init__(self, batch_size: int | None = None, stretch: int = 256):
+    def __init__(self, batch_size: int | None = None, stretch: int = 512):
         """Up to `batch_size` windows are sampled side by side, None for as many as half of the free memory holds.
 
         `stretch` steps of a window are drawn between two saves. After each, what a prior remembers is made anew from

@@ -58,7 +58,7 @@ class Reach(ABC):
 
 
 class _Recent(Reach):
-    """A reach of which the memory holds the last steps, each at its own place modulo the memory's size."""
+    """A reach of which the memory holds the last steps."""
 
     @abstractmethod
     def size(self, length: int) -> int:
@@ -72,20 +72,24 @@ class _Recent(Reach):
     def met(self, memory: Tensor, place: Place) -> tuple[Tensor, Tensor | None]:
         """What one step may meet of the memory [2, B, H, M, E], and which of it [1, M] it does: None is all."""
 
+    def slots(self, steps: Tensor, size: int) -> Tensor:
+        """Where each of the steps is in a memory of that size."""
+        return steps % size
+
     def empty(self, like: Tensor, batch_size: int, num_heads: int, length: int, head_dim: int) -> Tensor:
         return like.new_zeros(2, batch_size, num_heads, self.size(length), head_dim)
 
     def _one(self, q: Tensor, k: Tensor, v: Tensor, memory: Tensor, place: Place) -> Tensor:
-        _keep(memory, place.step % memory.shape[3], k, v)
+        _keep(memory, self.slots(place.step, memory.shape[3]), k, v)
         (k, v), met = self.met(memory, place)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=met)
 
     def _several(self, q: Tensor, k: Tensor, v: Tensor, memory: Tensor, start: int) -> Tensor:
         first, end, size = self.first(start), start + q.shape[2], memory.shape[3]
-        whole = torch.cat([memory[:, :, :, _steps(first, start, q) % size], torch.stack([k, v])], 3)
+        whole = torch.cat([memory[:, :, :, self.slots(_steps(first, start, q), size)], torch.stack([k, v])], 3)
         y = self.attend(F.pad(q, (0, 0, start - first, 0)), whole[0], whole[1])[:, :, start - first :]
         recent = max(first, end - size)
-        memory[:, :, :, _steps(recent, end, q) % size] = whole[:, :, :, recent - first :]
+        memory[:, :, :, self.slots(_steps(recent, end, q), size)] = whole[:, :, :, recent - first :]
         return y
 
 
@@ -165,7 +169,7 @@ class Row(_InRows):
 
 
 class Column(_InRows):
-    """The steps at the same place of this row and of every row before."""
+    """The steps at the same place of this row and of every row before, which lie side by side in the memory."""
 
     def size(self, length: int) -> int:
         return length + -length % self.row_length
@@ -174,9 +178,12 @@ class Column(_InRows):
         del step
         return 0
 
+    def slots(self, steps: Tensor, size: int) -> Tensor:
+        return steps % self.row_length * (size // self.row_length) + steps // self.row_length
+
     def met(self, memory: Tensor, place: Place) -> tuple[Tensor, Tensor | None]:
-        rows = memory.unflatten(3, (-1, self.row_length))
-        column = rows.index_select(4, place.step % self.row_length)[:, :, :, :, 0]
+        columns = memory.unflatten(3, (self.row_length, -1))
+        column = columns.index_select(3, place.step % self.row_length)[:, :, :, 0]
         return column, _up_to(place.step // self.row_length, column.shape[3])
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
