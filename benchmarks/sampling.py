@@ -14,6 +14,7 @@ import argparse
 import os
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from functools import partial
 from pathlib import Path
 
@@ -36,15 +37,15 @@ BATCH_SIZES = (1, 8)
 LENGTH, VOCAB_SIZE = SHAPE["n_ctx"], SHAPE["l_bins"]
 
 
-class Side:
+class Side(ABC):
     """What is timed: `count` codes of each song at the start and at the end of the window."""
 
     def __init__(self, folder: Path):
         self.count = len(load_file(folder / "given.safetensors")["sampled"][0])
 
+    @abstractmethod
     def draw(self, batch_size: int, given: int, count: int) -> Tensor:
         """Codes [B, given + count], of which the first are given: zeros."""
-        raise NotImplementedError
 
     def start_1(self) -> dict[str, Tensor]:
         return {"codes": self.draw(1, 0, self.count)}

@@ -95,7 +95,7 @@ if _ONEDNN:
 
 def are_few_compiled_vectors(x: Tensor) -> bool:
     """Whether a product of x [..., D] with a weight is best left to the compiler: `compiled_product`."""
-    return torch.compiler.is_compiling() and x.device.type == "cpu" and x.numel() <= _FEW * x.shape[-1]
+    return torch.compiler.is_compiling() and x.device.type == "cpu" and 0 < x.numel() <= _FEW * x.shape[-1]
 
 
 def compiled_product(x: Tensor, weight: Tensor) -> Tensor:
