@@ -100,13 +100,8 @@ def tell(costs: Mapping[str, Cost]) -> None:
         return
     levels = ", ".join(f"{name} {duration(cost.seconds)}" for name, cost in costs.items())
     memory = max(cost.num_bytes for cost in costs.values())
-    lines = [f"sampling: about {duration(seconds)} ({levels}) and {memory / 2**30:.2g} GiB beside the weights"]
-    lines += [
-        f"level {name}: a kill can lose {duration(cost.stretch_seconds)}, less with a smaller windows.stretch"
-        for name, cost in costs.items()
-        if cost.stretch_seconds > LINE_SECONDS
-    ]
-    print(*lines, sep="\n", file=sys.stderr)
+    told = f"sampling: about {duration(seconds)} ({levels}) and {memory / 2**30:.2g} GiB beside the weights"
+    print(told, file=sys.stderr)
 
 
 def duration(seconds: float) -> str:

@@ -100,7 +100,6 @@ def main() -> None:
     sampling_.add_argument("--orders", nargs="+", default=["sequential", "parallel"])
     sampling_.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     sampling_.add_argument("--seconds", type=float, default=2.0)
-    sampling_.add_argument("--stretch", type=int, default=32)
     arguments = parser.parse_args()
     shutil.rmtree(arguments.folder, ignore_errors=True)
     outcomes: Counter[str] = Counter()
@@ -171,7 +170,7 @@ def sampling(arguments: argparse.Namespace) -> Iterator[dict[str, Work]]:
     """For each order of windows, each way of sampling."""
     for order in arguments.orders:
         common = (f"priors=[{','.join(arguments.priors)}]", f"runs={arguments.folder}", "num_songs=1", "overlap=0.25")
-        common = (*common, f"windows={order}", f"windows.stretch={arguments.stretch}", "windows.batch_size=3")
+        common = (*common, f"windows={order}", "windows.batch_size=3")
         common = (*common, f"seconds={arguments.seconds}", "name={name}")
 
         def sampled(name: str) -> dict[str, Tensor]:

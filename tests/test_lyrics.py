@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -163,9 +164,9 @@ class Noting(Prior):
     def nats(self, window: Window) -> Tensor:
         raise NotImplementedError
 
-    def sample(self, window: Window, _sampler: Sampler, noise: Tensor, stop: int | None = None) -> Tensor:
+    def draw(self, window: Window, _sampler: Sampler, noise: Tensor, read: int | None = None) -> Iterator[Tensor]:
         self.told.append(window)
-        return torch.zeros(noise.shape, dtype=torch.int64)[..., :stop]
+        yield from torch.zeros(noise.shape, dtype=torch.int64)[..., read:].unbind(-1)
 
 
 VERSE = "Row, row, row your boat\nGently down the stream"

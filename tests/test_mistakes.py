@@ -79,7 +79,6 @@ def mistakes() -> Iterator[tuple[str, str, str]]:
     yield "a hot level", "sample.py priors sampler.temperature={tip:1}", "temperature.tip: the codec has the levels top"
     yield "an overlap of all", "sample.py priors overlap=1", "overlap=1"
     yield "half and more, side by side", "sample.py priors windows=parallel overlap=0.6", "give 0.5 or less"
-    yield "no stretch", "sample.py priors windows.stretch=0", "windows.stretch=0: expected 1 or more"
     yield "guidance by nothing", "sample.py priors sampler.guidance=3", "guidance=3 of level top: no labels are given"
     yield "one level of three", "sample.py priors sampler.temperature={top:1}", "temperature.middle is not set"
 

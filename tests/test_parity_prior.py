@@ -71,6 +71,21 @@ def test_greedy_samples_are_the_originals(golden: Golden, kind: str, monkeypatch
     torch.testing.assert_close(torch.cat(seen, 1), logits, rtol=0, atol=5e-5)
 
 
+@goldens("prior", lambda golden: golden.path.parent == FOLDERS[0])
+def test_what_was_drawn_can_be_gone_through_again(golden: Golden, monkeypatch: pytest.MonkeyPatch):
+    """To the bit, logits and all, as a journal needs; where lyrics share the vocabulary, their tokens may be drawn."""
+    seen, draw = [], stepwise.draw
+    monkeypatch.setattr(stepwise, "draw", lambda logits, *others: (seen.append(logits), draw(logits, *others))[1])
+    prior, given = prior_of(golden), golden.tensors("io")["in.z"][:, :3]
+    noise = torch.rand(len(given), 1, 24, generator=torch.Generator().manual_seed(0))
+    codes = prior.sample(window_of(golden, given), Sampler(), noise)
+    first, after = torch.stack(seen), codes[..., 3:]
+    for done in (3, 4, 17, 23):
+        seen.clear()
+        again = prior.draw(window_of(golden, codes[:, 0, :done]), Sampler(), noise, read=3)
+        assert torch.equal(torch.stack(list(again), -1), after) and torch.equal(torch.stack(seen), first)
+
+
 @pytest.mark.parametrize("length", [1, 11, 16, 37])
 @goldens("prior", lambda golden: golden.path.parent == FOLDERS[0])
 def test_a_shorter_window_begins_like_the_whole(golden: Golden, length: int):

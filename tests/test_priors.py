@@ -123,6 +123,29 @@ def test_sampling_is_a_function_of_its_noise():
     assert torch.equal(model.sample(one, Sampler(), noise[1:2]), codes[1:2])
 
 
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@pytest.mark.parametrize(("level", "pattern"), KINDS)
+def test_what_was_drawn_can_be_gone_through_again_to_the_bit(level: str, pattern: str, guidance: float):
+    """Codes given and not read at once leave the same logits as where they were drawn; a pause between changes none."""
+    model, whole, told = shaken(level, pattern), window(level), []
+    model.predict = lambda *arguments: told.append(type(model).predict(model, *arguments)) or told[-1]
+    sampler, noise = Sampler(guidance=guidance), torch.rand(whole.codes[level].shape)
+    drawn = torch.stack(list(model.draw(asked(whole, level, 2), sampler, noise)), -1)
+    codes, first = torch.cat([whole.codes[level][..., :2], drawn], -1), torch.stack(told)
+    told.clear()
+    for done in range(2, 8):
+        again = torch.stack(
+            list(
+                model.draw(
+                    asked(Window({**whole.codes, level: codes}, whole.labels), level, done), sampler, noise, read=2
+                )
+            ),
+            -1,
+        )
+        assert torch.equal(again, drawn) and torch.equal(torch.stack(told), first)
+        told.clear()
+
+
 # --- patterns ------------------------------------------------------------------------------------------------------
 
 Place = tuple[int, int]  # time step, codebook

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -62,7 +63,7 @@ class Opinionated(Prior):
         k, t = torch.arange(codes.shape[1])[:, None], torch.arange(codes.shape[2])
         return said[:, None, None] + k + t / 100
 
-    def sample(self, window: Window, sampler: Sampler, noise: Tensor) -> Tensor:
+    def draw(self, window: Window, sampler: Sampler, noise: Tensor, read: int | None = None) -> Iterator[Tensor]:
         raise NotImplementedError
 
 

@@ -58,9 +58,9 @@ def complete(
     gets. `lyrics` are one text for all songs, or one a song, for the priors that hear lyrics. `on_level` is told each
     level that is done, and the seconds its steps took, whichever process took them.
 
-    `order` says which windows are sampled side by side. With a `journal`, each stretch of a window is on the disk
-    before the next is sampled, and what an earlier process left there is not sampled again. `tell` hears what each
-    level will cost, measured on a few steps of its prior, before anything is sampled; nothing is measured without it.
+    `order` says which windows are sampled side by side. With a `journal`, what is drawn is on the disk a few seconds
+    later, and what an earlier process left there stays. `tell` hears what each level will cost, measured on a few steps
+    of its prior, before anything is sampled; nothing is measured without it.
 
     Song i depends on (seed, i) and not on num_songs, nor, but for rounding, on what is sampled beside it. Raises
     InputError where the parts do not fit together.
@@ -84,7 +84,7 @@ def complete(
         have = codes[name].shape[-1] if name in codes else 0
         spans = windows(num_steps[name], prior.context_length, overlaps[name], prior.facts.ratio)
         waves = order.waves([span for span in spans if span[1] > have], have, prior.facts.above is not None)
-        fillings.append(Filling(codec, prior, samplers[name], seed, known, texts, waves, order.stretch))
+        fillings.append(Filling(codec, prior, samplers[name], seed, known, texts, waves))
         codes[name] = _with_room(prior.facts.level, num_songs, num_steps[name], codes.get(name))
     batch_sizes = [order.batch_size or int(steps.step(partial(fitting, filling))) for filling in fillings]
     if tell is not None and not steps.reading:

@@ -1,9 +1,15 @@
-"""One level's missing codes, drawn in batches of windows, a stretch at a time."""
+"""One level's missing codes, drawn in batches of windows, and saved every few seconds.
+
+A prior remembers its windows until they are done, so that saving costs nothing and changes nothing. A process that goes
+on where another was cut off has the prior step through what was drawn of the windows in work, which gives the same
+numbers to the bit, as reading it at once would not: at most as long as one batch of windows takes.
+"""
 
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -20,6 +26,7 @@ from jukebox_lite.progress import progress
 
 _MOST_ROWS = 1024  # side by side, however much memory there is
 _MEASURED_STEPS = 4
+SAVE_SECONDS = 2.0  # of drawing between two saves: what a kill can lose
 
 
 @dataclass(frozen=True)
@@ -28,7 +35,6 @@ class Cost:
 
     seconds: float
     num_bytes: int  # beside the weights
-    stretch_seconds: float  # of the longest time between two saves
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,6 @@ class Filling:
     labels: dict[str, Tensor]  # [num_songs, ...]
     lyrics: Sequence[str]  # each song's whole text, normalised
     waves: Sequence[Wave]
-    stretch: int  # steps drawn between two saves
 
     @property
     def level(self) -> Level:
@@ -56,13 +61,9 @@ class Filling:
         drawn = sum(piece.end - piece.begin for wave in self.waves for piece in wave) * own.shape[0] * own.shape[1]
         with progress(f"sampling {self.level.name}", drawn, "codes") as advance:
             for rows in batches(self.waves, len(own), batch_size):
-                for done, stop in self._stretches(rows):
-                    known = steps.reading
-                    new = steps.step(partial(self._draw, codes, rows, done, stop))
-                    for row, song in zip(rows, new, strict=True):
-                        own[row.song, :, row.piece.start + done : row.piece.start + stop] = song
-                    finished += len(rows) if rows[0].piece.start + stop == rows[0].piece.end else 0
-                    advance(new.numel(), f"{finished} of {num_windows} windows", known)
+                for count, known in self._fill_batch(codes, rows, steps):
+                    advance(count, f"{finished} of {num_windows} windows", known)
+                finished += len(rows)
 
     def cost(self, codes: Codes, batch_size: int) -> Cost:
         """What `fill` will take, from a few steps at a window's beginning and at its end, of the largest batch.
@@ -73,41 +74,54 @@ class Filling:
         own = codes[self.level.name]
         batch = list(batches(self.waves, len(own), batch_size))
         if not batch:
-            return Cost(0, 0, 0)
+            return Cost(0, 0)
         rows = max(batch, key=lambda rows: len(rows) * (rows[0].piece.end - rows[0].piece.start))
         length = rows[0].piece.end - rows[0].piece.start
         few = min(_MEASURED_STEPS, length - 1)
-        self._draw(codes, rows, 0, 1)  # warms up
-        first, more = (self._seconds(codes, rows, 0, stop) for stop in (1, 1 + few))
-        last, longer = (self._seconds(codes, rows, length - steps, length) for steps in (1, 1 + few))
+        self._seconds(codes, rows, 0, 1)  # warms up
+        first, more = (self._seconds(codes, rows, 0, count) for count in (1, 1 + few))
+        last, longer = (self._seconds(codes, rows, length - count, count) for count in (1, 1 + few))
         step = max(more - first + longer - last, 0) / 2 / max(few, 1)
         reading = max(last - step, 0) / length  # a step known before
-        stretches = [(stop - done, done) for rows in batch for done, stop in self._stretches(rows)]
-        seconds = [steps * (step or first) + done * reading for steps, done in stretches]
-        return Cost(sum(seconds), own.nbytes + len(rows) * self.row_bytes(), max(seconds))
+        pieces = [rows[0].piece for rows in batch]
+        drawn, read = sum(p.end - p.begin for p in pieces), sum(p.begin - p.start for p in pieces)
+        return Cost(drawn * (step or first) + read * reading, own.nbytes + len(rows) * self.row_bytes())
 
     def row_bytes(self) -> int:
         """Memory that a window takes while it is sampled."""
         length = max((piece.end - piece.start for wave in self.waves for piece in wave), default=0)
         return self.prior.state_bytes(length) * (1 if self.sampler.guidance == 1 else 2)
 
-    def _stretches(self, rows: Sequence[Row]) -> Iterator[tuple[int, int]]:
-        """Steps of a batch's windows between two saves, from the first that is not known to the window's end."""
-        piece = rows[0].piece
-        for step in range(piece.begin - piece.start, piece.end - piece.start, self.stretch):
-            yield step, min(step + self.stretch, piece.end - piece.start)
+    def _fill_batch(self, codes: Codes, rows: Sequence[Row], steps: Steps) -> Iterator[tuple[int, bool]]:
+        """Fills a batch's windows in parts, each on the disk when it is told: its number of codes, and whether it was
+        there before.
+        """
+        own, piece = codes[self.level.name], rows[0].piece
+        begin, done, length = (step - piece.start for step in (piece.begin, piece.begin, piece.end))
 
-    def _draw(self, codes: Codes, rows: Sequence[Row], done: int, stop: int) -> Tensor:
-        """Codes [B, K, stop - done] of these steps of the rows' windows, on the CPU, made wherever the prior is."""
+        def missing() -> Iterator[Tensor]:  # begins when it is first asked, after all that was there before
+            yield from islice(self._draw(codes, rows, begin, done), done - begin, None)
+
+        drawing = missing()
+        while done < length:
+            known = steps.reading
+            new = steps.step(partial(_part, drawing))
+            for row, song in zip(rows, new, strict=True):
+                own[row.song, :, row.piece.start + done : row.piece.start + done + new.shape[-1]] = song
+            done += new.shape[-1]
+            yield new.numel(), known
+
+    def _draw(self, codes: Codes, rows: Sequence[Row], read: int, done: int) -> Iterator[Tensor]:
+        """Codes [B, K] of each step of the rows' windows from `read` on, of which those before `done` are known."""
         device, level = device_of(self.prior), self.codec.levels.index(self.level)
         numbers = [
             noise(self.seed, level, row.song, self.level.channels, row.piece.start, row.piece.end) for row in rows
         ]
-        window = self.window(codes, rows, done)
-        drawn = self.prior.sample(window.to(device), self.sampler, torch.stack(numbers).to(device), stop).cpu()
-        expected = [len(rows), self.level.channels, stop]
-        assert list(drawn.shape) == expected, f"{type(self.prior).__name__} gave {list(drawn.shape)}, not {expected}"
-        return drawn[..., done:]
+        window = self.window(codes, rows, done).to(device)
+        for drawn in self.prior.draw(window, self.sampler, torch.stack(numbers).to(device), read):
+            expected, prior = [len(rows), self.level.channels], type(self.prior).__name__
+            assert list(drawn.shape) == expected, f"{prior} gave {list(drawn.shape)}, not {expected}"
+            yield drawn
 
     def window(self, codes: Codes, rows: Sequence[Row], done: int) -> Window:
         """What is known of the rows' windows: the level above, `done` steps of their own, labels, times, lyrics."""
@@ -124,11 +138,21 @@ class Filling:
                 labels |= window_lyrics(texts, characters, size, start, end, labels["total_seconds"])
         return Window(within, labels)
 
-    def _seconds(self, codes: Codes, rows: Sequence[Row], done: int, stop: int) -> float:
-        """What drawing these steps takes."""
+    def _seconds(self, codes: Codes, rows: Sequence[Row], done: int, count: int) -> float:
+        """What drawing so many steps takes, after `done` that are read."""
         began = time.perf_counter()
-        self._draw(codes, rows, done, stop)
+        torch.stack(list(islice(self._draw(codes, rows, done, done), count))).cpu()
         return time.perf_counter() - began
+
+
+def _part(drawing: Iterator[Tensor]) -> Tensor:
+    """The codes [B, K, n] of as many steps as can be drawn until it is time to save them, on the CPU."""
+    began, drawn = time.monotonic(), []
+    for codes in drawing:
+        drawn.append(codes)
+        if time.monotonic() - began >= SAVE_SECONDS:
+            break
+    return torch.stack(drawn, -1).cpu()
 
 
 def fitting(filling: Filling) -> Tensor:

@@ -37,17 +37,11 @@ Wave = list[Piece]  # windows that do not wait for each other
 class Windows(ABC):
     """The order of a level's windows."""
 
-    def __init__(self, batch_size: int | None = None, stretch: int = 512):
-        """Up to `batch_size` windows are sampled side by side, None for as many as half of the free memory holds.
-
-        `stretch` steps of a window are drawn between two saves. After each, what a prior remembers is made anew from
-        the codes, so that a run that was killed goes on with the same numbers.
-        """
+    def __init__(self, batch_size: int | None = None):
+        """Up to `batch_size` windows are sampled side by side, None for as many as half of the free memory holds."""
         if batch_size is not None and batch_size < 1:
             raise InputError(f"windows.batch_size={batch_size}: expected 1 or more, or null for what fits into memory")
-        if stretch < 1:
-            raise InputError(f"windows.stretch={stretch}: expected 1 or more steps")
-        self.batch_size, self.stretch = batch_size, stretch
+        self.batch_size = batch_size
 
     @abstractmethod
     def waves(self, spans: Sequence[Span], known: int, above: bool) -> list[Wave]:

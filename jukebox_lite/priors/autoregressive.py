@@ -1,6 +1,6 @@
 """The next step given the past: Jukebox's priors and upsamplers (section 4), one class for both."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -77,23 +77,28 @@ class AutoregressivePrior(Stepwise):
         return [y[:, own] for own in positions]
 
     @torch.no_grad()
-    def sample(self, window: Window, sampler: Sampler, noise: Tensor, stop: int | None = None) -> Tensor:
-        """Codes [B, K, T or stop] drawn with `noise` [B, K, T], position by position after those that are given."""
-        given, num_steps = window.codes.get(self.facts.level.name), noise.shape[-1]
+    def draw(self, window: Window, sampler: Sampler, noise: Tensor, read: int | None = None) -> Iterator[Tensor]:
+        given, (batch_size, num_codebooks, num_steps) = window.codes.get(self.facts.level.name), noise.shape
+        num_given = 0 if given is None else given.shape[-1]
+        read = num_given if read is None else read
+        if read == num_steps:
+            return
         codes = torch.full(noise.shape, NO_CODE, device=noise.device)
         if given is not None:
-            codes[..., : given.shape[-1]] = given
-        wanted = self.pattern.steps(len(self.heads), num_steps) >= (0 if given is None else given.shape[-1])
-        wanted[:, self.pattern.length(len(self.heads), num_steps if stop is None else stop) :] = False
-        if not wanted.any():
-            return codes
+            codes[..., :num_given] = given
         sequence = self.pattern.apply(codes)
         copies = 1 if sampler.guidance == 1 else 2  # the second is not told its labels
         told = window if copies == 1 else window.beside(self.facts.untold(window))
-        states = self.transformer.empty_state(copies * len(codes), sequence.shape[-1])
+        states = self.transformer.empty_state(copies * batch_size, sequence.shape[-1])
         known = self._conditioning(told, num_steps)
-        self.fill(sequence, wanted, self.pattern.apply(noise), known, states, sampler)
-        return self.pattern.revert(sequence, num_steps)[..., :stop]
+        wanted = self.pattern.steps(num_codebooks, num_steps) >= num_given
+        positions = self.pattern.positions(num_codebooks, num_steps, noise.device)[:, read:]
+        first, ends = int(positions[:, 0].min()), positions.amax(0).tolist()
+        filled = self.fill(sequence, first, wanted, self.pattern.apply(noise), known, states, sampler)
+        codebooks = torch.arange(num_codebooks, device=noise.device)
+        for end, each in zip(ends, positions.unbind(1), strict=True):
+            next(position for position in filled if position == end)
+            yield sequence[:, codebooks, each]
 
     def state_bytes(self, length: int) -> int:
         """What the mixers remember, and what is known of every step."""

@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -46,14 +47,20 @@ class Prior(nn.Module, ABC):
         return Loss(nats, {"nats_per_token": nats.detach(), "chance": chance})
 
     @abstractmethod
-    def sample(self, window: Window, sampler: Sampler, noise: Tensor, stop: int | None = None) -> Tensor:
-        """Codes [B, K, T] for the whole window, or [B, K, stop] for its beginning; as far as window.codes[level] goes,
-        if it is there, they are what it says.
+    def draw(self, window: Window, sampler: Sampler, noise: Tensor, read: int | None = None) -> Iterator[Tensor]:
+        """The codes [B, K] of one time step of the window after the other, from the step `read` on.
 
-        `noise` [B, K, T], uniform in [0, 1), decides every draw: equal noise, equal codes. So a window may be drawn in
-        several calls, each of which goes on from the codes of the last; they are those of one call but for rounding,
-        which at times tips a draw.
+        As far as window.codes[level] goes, if it is there, codes are what it says: all of these are read at once, or
+        only the first `read`, and the others step by step. What is drawn after them is then, to the bit, what follows
+        where they were drawn themselves; where they were read at once, rounding differs, which at times tips a draw.
+        `noise` [B, K, T], uniform in [0, 1), decides every draw: equal noise, equal codes.
         """
+
+    def sample(self, window: Window, sampler: Sampler, noise: Tensor) -> Tensor:
+        """Codes [B, K, T] of the whole window, drawn after those that it gives."""
+        given = window.codes.get(self.facts.level.name)
+        drawn = [codes[..., None] for codes in self.draw(window, sampler, noise)]
+        return torch.cat(drawn if given is None else [given, *drawn], -1)
 
     def state_bytes(self, length: int) -> int:
         """Memory that sampling a window of `length` steps holds for each song, beside weights and codes.

@@ -4,7 +4,7 @@ For those who have such weights. AutoregressivePrior is ours to train: what diff
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -312,10 +312,10 @@ class JukeboxPrior(Stepwise):
         return self._head(self._all_at_once(window)[0])
 
     @torch.no_grad()
-    def sample(self, window: Window, sampler: Sampler, noise: Tensor, stop: int | None = None) -> Tensor:
-        """Codes [B, 1, T or stop] drawn with `noise` [B, 1, T], step by step after those that the window gives.
+    def draw(self, window: Window, sampler: Sampler, noise: Tensor, read: int | None = None) -> Iterator[Tensor]:
+        """As every prior's, but where lyrics share the vocabulary: one of their tokens may be drawn in place of a code.
 
-        Where lyrics share the vocabulary, one of their tokens may be drawn in place of a code: it comes out as code 0.
+        It comes out as code 0, which does not tell which it was; so steps that are not read at once are drawn again.
         """
         if sampler.guidance != 1:
             raise InputError(f"guidance={sampler.guidance:g}: Jukebox's priors never learnt without labels; give 1")
@@ -323,13 +323,14 @@ class JukeboxPrior(Stepwise):
         before = self.prefix.num_tokens
         known, memory = self._condition(window, batch_size, length)
         stream = self._stream(window, batch_size, noise.device)
-        wanted = torch.arange(before + length) >= stream.shape[1]
-        wanted[before + (length if stop is None else stop) :] = False
-        if wanted.any():
-            stream, noise = F.pad(stream, (0, before + length - stream.shape[1])), F.pad(noise, (before, 0))
-            states = self.transformer.states(memory, (batch_size, before + length))
-            self.fill(stream[:, None], wanted[None], noise, known, states, sampler)
-        return (stream[:, None, before:] - self.prefix.vocab_size).clamp(min=0)[..., :stop]
+        first = stream.shape[1] if read is None else before + read
+        if first == before + length:
+            return
+        wanted = torch.arange(before + length) >= (first if before else stream.shape[1])
+        stream, noise = F.pad(stream, (0, before + length - stream.shape[1])), F.pad(noise, (before, 0))
+        states = self.transformer.states(memory, (batch_size, before + length))
+        for position in self.fill(stream[:, None], first, wanted[None], noise, known, states, sampler):
+            yield (stream[:, position, None] - self.prefix.vocab_size).clamp(min=0)
 
     def predict(self, past: Tensor, known: Conditioning, states: list[State], at: At) -> Tensor:
         y, _ = self.transformer(self._inputs(past[:, 0], known, at), states, at)

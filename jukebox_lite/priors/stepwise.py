@@ -2,7 +2,7 @@
 
 import copy
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -39,25 +39,28 @@ class Stepwise(Prior):
     def fill(
         self,
         sequence: Tensor,
+        first: int,
         wanted: Tensor,
         noise: Tensor,
         known: Conditioning,
         states: list[State],
         sampler: Sampler,
-    ) -> None:
-        """Writes into `sequence` [B, K, S] the codes that are `wanted` [K, S], drawn with `noise` [B, K, S].
+    ) -> Iterator[int]:
+        """Goes through `sequence` [B, K, S] from position `first` on, and gives each position once it is done.
 
-        The states are new; what is known, and they, are of as many songs, or with guidance of twice as many: told their
-        labels, and not. What comes before the first position wanted is read all at once.
+        The codes that are `wanted` [K, S] are drawn with `noise` [B, K, S] and written; the others stay. What comes
+        before `first` is read all at once. The states are new; what is known, and they, are of as many songs, or with
+        guidance of twice as many: told their labels, and not.
         """
         length = sequence.shape[-1]
-        first, last = (int(position) for position in wanted.any(0).nonzero().aminmax())
         steps, wanted = torch.arange(length, device=sequence.device), wanted.to(sequence.device)
         logits = self.predict(_copies(sequence[..., :first], sampler), known, states, 0)
         _write(sequence, wanted, noise, logits, sampler, steps[first : first + 1])
-        for position in range(first + 1, last + 1):
+        yield first
+        for position in range(first + 1, length):
             place = Place(steps[position : position + 1], min(position // _ROOM * _ROOM + _ROOM, length))
             self.step(sequence, wanted, noise, known, states, place, sampler)
+            yield position
 
     def step(
         self,
