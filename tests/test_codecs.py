@@ -56,6 +56,7 @@ def test_levels_are_independent():
 def short_stretches(monkeypatch: pytest.MonkeyPatch):
     """Makes long files of short ones."""
     monkeypatch.setattr(pieces, "_STRETCH_SAMPLES", 3000)
+    monkeypatch.setattr(pieces, "_STRETCH_HALOS", 0)
 
 
 @pytest.mark.parametrize("num_samples", [1, 3000, 20_011])

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from jukebox_lite.nn import dense
 from jukebox_lite.nn.dense import linear
 
 SHAPES = [
@@ -15,6 +16,12 @@ SHAPES = [
     ((1, 1), 8, 8),
     ((0,), 16, 4),
 ]  # few and many vectors
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["by oneDNN", "by torch"])
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+    """Every test both ways, whichever is the faster on this machine."""
+    monkeypatch.setattr(dense, "_FASTER", request.param and dense._ONEDNN)
 
 
 def products(shape: tuple[int, ...], dim: int, out_dim: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:

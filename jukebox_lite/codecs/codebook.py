@@ -7,8 +7,8 @@ from loguru import logger
 from torch import Tensor, nn
 from vector_quantize_pytorch.vector_quantize_pytorch import Codebook, ema_inplace
 
+from jukebox_lite.nn.convolution import convolve
 from jukebox_lite.nn.pooled import Pooled, from_first_process
-from jukebox_lite.nn.residual import convolve
 
 # It warns where a k-means start has fewer vectors than entries; entries that start as duplicates die and are revived.
 logger.disable("vector_quantize_pytorch.vector_quantize_pytorch")

@@ -10,7 +10,8 @@ from jukebox_lite.codecs.base import Codec
 from jukebox_lite.levels import Codes, Level
 
 PIECE_SAMPLES = 1 << 18  # where nobody says otherwise: long beside the halo, few enough for a small machine
-_STRETCH_SAMPLES = 1 << 18  # encoded at once
+_STRETCH_SAMPLES = 1 << 18  # encoded at once, or
+_STRETCH_HALOS = 16  # as many halos, if that is more: two of them are encoded beside it, in vain
 
 
 def padded_length(codec: Codec, num_samples: int) -> int:
@@ -30,7 +31,8 @@ def encode_in_pieces(
     """
     end, hop_length = padded_length(codec, num_samples), codec.levels[0].samples_per_step
     hops = {level.name: level.samples_per_step for level in codec.levels}
-    piece, stretch = max(1, piece_samples // hop_length) * hop_length, padded_length(codec, _STRETCH_SAMPLES)
+    piece = max(1, piece_samples // hop_length) * hop_length
+    stretch = padded_length(codec, max(_STRETCH_SAMPLES, _STRETCH_HALOS * codec.halo))
     waiting: list[Codes] = []
     begin = 0  # of what is waiting to be a piece
     for start in range(0, end, stretch):

@@ -15,12 +15,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from jukebox_lite.errors import InputError
-from jukebox_lite.nn.residual import image, residuals, rows
-
-
-def conv(dim: int, out_dim: int, kernel: int, padding: int = 0, dilation: int = 1) -> nn.Conv2d:
-    """A convolution along the last axis. [B, D, 1, T] -> [B, D', 1, T']."""
-    return nn.Conv2d(dim, out_dim, (1, kernel), 1, (0, padding), (1, dilation))
+from jukebox_lite.nn.convolution import Conv, convolution, image, is_plain, rows
+from jukebox_lite.nn.residual import residuals
 
 
 class StridedConv(nn.Conv2d):
@@ -37,7 +33,7 @@ class StridedConv(nn.Conv2d):
         step = self.stride[-1]
         padded = F.pad(rows(x), (0, 0, step // 2, step // 2 - x.shape[-1] % step))
         weight = rearrange(self.weight, "o d 1 (k s) -> o (s d) 1 k", s=step)
-        return F.conv2d(image(rearrange(padded, "b (t s) d -> b t (s d)", s=step)), weight, self.bias)
+        return convolution(image(rearrange(padded, "b (t s) d -> b t (s d)", s=step)), weight, self.bias)
 
 
 class TransposedConv(nn.ConvTranspose2d):
@@ -53,7 +49,7 @@ class TransposedConv(nn.ConvTranspose2d):
         step = self.stride[-1]
         weight = rearrange(self.weight, "d o 1 (k s) -> (s o) d 1 k", s=step).flip(-1)
         bias = None if self.bias is None else self.bias.repeat(step)
-        steps = rearrange(rows(F.conv2d(x, weight, bias, padding=(0, 1))), "b t (s o) -> b (t s) o", s=step)
+        steps = rearrange(rows(convolution(x, weight, bias, padding=1)), "b t (s o) -> b (t s) o", s=step)
         return image(steps[:, step // 2 : step // 2 + step * x.shape[-1]])
 
 
@@ -87,8 +83,8 @@ class ResidualConv(nn.Module):
         super().__init__()
         self.scale = scale
         self.before, self.between = activation(function, dim), activation(function, inner_dim)
-        self.dilated = conv(dim, inner_dim, 3, padding=dilation, dilation=dilation)
-        self.pointwise = conv(inner_dim, dim, 1)
+        self.dilated = Conv(dim, inner_dim, 3, padding=dilation, dilation=dilation)
+        self.pointwise = Conv(inner_dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.add(x, self.pointwise(self.between(self.dilated(self.before(x)))), alpha=self.scale)
@@ -103,8 +99,7 @@ class ResidualStack(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """The same numbers in pieces where they are faster: rectified, on a CPU, in full precision and uncompiled."""
-        plain = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        if not self.rectifies or x.device.type != "cpu" or not plain or torch.compiler.is_compiling():
+        if not self.rectifies or not is_plain(x):
             return super().forward(x)
         parameters = list(self.parameters())
         if self.scale != 1:  # of the pointwise weight and bias, which come after the dilated ones
@@ -155,7 +150,7 @@ class Encoder(ConvStack):
                 self.halo += stride // 2 * hop
                 hop, width = hop * stride, dim
                 self.halo += sum(dilations) * hop
-            self.append(conv(dim, latent_dim, 3, padding=1))
+            self.append(Conv(dim, latent_dim, 3, padding=1))
             self.halo, width = self.halo + hop, latent_dim
 
 
@@ -176,11 +171,11 @@ class Decoder(ConvStack):
         self.halo = 1  # samples to either side from which a stretch of audio takes latents
         hop = prod(stride for group in strides for stride in group)
         for group in reversed(strides):
-            self.append(conv(latent_dim, dim, 3, padding=1))
+            self.append(Conv(latent_dim, dim, 3, padding=1))
             self.halo += hop
             for index, stride in reversed(list(enumerate(group))):
                 self.append(ResidualStack(dim, inner_dim, dilations[::-1], function))
                 self.append(TransposedConv(dim, dim if index else latent_dim, stride))
                 self.halo += sum(dilations) * hop + 3 * hop // 2 - hop // stride
                 hop //= stride
-        self.append(conv(latent_dim, channels, 3, padding=1))
+        self.append(Conv(latent_dim, channels, 3, padding=1))

@@ -9,7 +9,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
+from jukebox_lite.nn.device import MULTIPLIES_WIDE
+
 _ONEDNN = torch.backends.mkldnn.is_available()
+_FASTER = _ONEDNN and MULTIPLIES_WIDE
 _FEW = 8  # vectors that a compiled loop multiplies a weight with faster than a library does
 _LEAST = 1 << 13  # numbers of x below which preparing oneDNN's product takes longer than it saves
 
@@ -24,14 +27,14 @@ class Linear(nn.Linear):
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [..., D] by weight [D', D], with bias [D'] -> [..., D'].
 
-    torch multiplies matrices on a CPU with MKL; oneDNN, which it has too, takes half the time on AMD's CPUs. So does a
-    compiler's own loop, where there are a few vectors only.
+    torch multiplies matrices on a CPU with MKL; oneDNN, which it has too, takes half the time on AMD's CPUs that have
+    AVX-512, and more on those that have not. A compiler's own loop is faster than either for a few vectors.
     """
     if are_few_compiled_vectors(x):
         y = compiled_product(x, weight)
         return y if bias is None else y + bias
     plain = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    if not _ONEDNN or x.numel() < _LEAST or x.device.type != "cpu" or not plain:
+    if not _FASTER or x.numel() < _LEAST or x.device.type != "cpu" or not plain:
         return F.linear(x, weight, bias)
     return _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias).reshape(*x.shape[:-1], -1)
 

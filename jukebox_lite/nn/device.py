@@ -13,6 +13,9 @@ from torch.utils._pytree import tree_leaves
 
 from jukebox_lite.errors import InputError
 
+# Whether the processor has AVX-512, for which oneDNN's products are written first; without, some are slower than MKL's.
+MULTIPLIES_WIDE = bool(torch.cpu.get_capabilities().get("avx512_f", False))
+
 
 def device_of(module: nn.Module) -> torch.device:
     """The device of a module's parameters; the CPU where it has none."""

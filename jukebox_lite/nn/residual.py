@@ -6,31 +6,17 @@ convolutions, it runs at nearly the speed of the convolutions alone, and between
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
-from torch.nn.grad import conv2d_weight
+
+from jukebox_lite.nn.convolution import convolve, weight_gradient
 
 _PIECE = 1 << 19  # numbers of a sequence that are worked on at once: 2 MB
 _PIECE_BACK = 1 << 18  # of a gradient: to find a weight's takes up to twice the time where its sequences are far
 _KINDS = 4  # parameters of a residual convolution: weight and bias, dilated and pointwise
-# Of a kernel of 1 a dilation means nothing, but torch hands only dilated ones to oneDNN, which is twice as fast.
-_POINTWISE = (1, 2)
-_LEAST = 20480  # numbers up to which torch keeps a convolution from oneDNN, in favour of one that is much slower
 _unrectified = torch.ops.aten.threshold_backward.grad_input  # a gradient where a rectifier let through, elsewhere 0
-
-
-def image(x: Tensor) -> Tensor:
-    """Sequences [B, T, D] as images of height 1, channels last: [B, D, 1, T], of which torch can tell that they are."""
-    return x.contiguous()[:, None].permute(0, 3, 1, 2)
-
-
-def rows(x: Tensor) -> Tensor:
-    """The way back: [B, D, 1, T] -> [B, T, D]."""
-    return x.squeeze(2).mT
 
 
 @dataclass
@@ -132,35 +118,12 @@ def _backward(
         _unrectified(convolve(outside, out_back, None), held, 0, grad_input=within)
         bias.add_(within.sum(0))
         out_bias.add_(outside.sum(0))
-        out_weight.add_(_weight_gradient(held, outside, out_weight, 0))
+        out_weight.add_(weight_gradient(held, outside, out_weight, 0))
     for start, stop in _pieces(gradient, _PIECE_BACK):
         around, within = slice(start, stop + 2 * reach), slice(reach + start, reach + stop)
         before = convolve(inner[around], back, None, reach)
         gradient[start:stop].add_(_unrectified(before, seen[within], 0, grad_input=before))
-        taps.add_(_weight_gradient(seen[around], inner[within], taps, reach))
-
-
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, reach: int = 0) -> Tensor:
-    """A convolution on a CPU: x [T + 2 reach, D] by weight [H, D, 1, 3 or 1] -> [T, H]."""
-    if x.numel() > _LEAST:
-        return rows(F.conv2d(image(x[None]), weight, bias, dilation=(1, reach) if reach else _POINTWISE))[0]
-    products = [each @ tap.T for each, tap in zip(_shifted(x, reach), weight[:, :, 0].unbind(-1), strict=True)]
-    total = products[0] if len(products) == 1 else products[0].add_(products[1]).add_(products[2])
-    return total if bias is None else total.add_(bias)
-
-
-def _weight_gradient(x: Tensor, gradient: Tensor, weight: Tensor, reach: int) -> Tensor:
-    """x [T + 2 reach, D] and the gradient [T, H] of its convolution -> that of the weight [H, D, 1, 3 or 1]."""
-    if x.numel() > _LEAST:
-        dilation: Any = (1, reach) if reach else _POINTWISE  # torch's own hint says int
-        return conv2d_weight(image(x[None]), weight.shape, image(gradient[None]), dilation=dilation)
-    return torch.stack([gradient.T @ each for each in _shifted(x, reach)], -1)[:, :, None]
-
-
-def _shifted(x: Tensor, reach: int) -> list[Tensor]:
-    """x [T + 2 reach, D] as each tap sees it: [T, D] three times, or once where nothing is out of reach."""
-    length = len(x) - 2 * reach
-    return [x[start : start + length] for start in ((0, reach, 2 * reach) if reach else (0,))]
+        taps.add_(weight_gradient(seen[around], inner[within], taps, reach))
 
 
 def _convs(parameters: Sequence[Tensor], dilations: Sequence[int], length: int) -> list[_Conv]:

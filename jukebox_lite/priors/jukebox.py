@@ -15,7 +15,8 @@ from torch.autograd.function import once_differentiable
 
 from jukebox_lite.errors import InputError
 from jukebox_lite.levels import LYRICS, Facts, Window
-from jukebox_lite.nn.conv import ConvStack, ResidualStack, TransposedConv, conv
+from jukebox_lite.nn.conv import ConvStack, ResidualStack, TransposedConv
+from jukebox_lite.nn.convolution import Conv
 from jukebox_lite.nn.dense import Linear, linear
 from jukebox_lite.nn.device import bytes_of
 from jukebox_lite.nn.reach import At, Beginning, Place, Reach, steps_at
@@ -169,7 +170,7 @@ def upward_stack(
     dim: int, width: int, hidden_dim: int, dilations: Sequence[int], strides: Sequence[int], scale: float = 1.0
 ) -> ConvStack:
     """From the level above to this one's rate: [B, D, T] -> [B, D, T * the product of the strides]."""
-    stack: list[nn.Module] = [conv(dim, width, 3, padding=1)]
+    stack: list[nn.Module] = [Conv(dim, width, 3, padding=1)]
     for left, stride in zip(reversed(range(len(strides))), strides, strict=True):
         stack.append(ResidualStack(width, hidden_dim, dilations, scale=scale))
         stack.append(TransposedConv(width, width if left else dim, stride))
