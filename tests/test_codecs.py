@@ -186,3 +186,10 @@ def test_strided_convolutions_are_torchs(kind: type[StridedConv | TransposedConv
         found.append([y, *torch.autograd.grad(y.sin().sum(), [leaf, *layer.parameters()])])
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_the_narrowest_codec_trains():
+    """torch refused the gradient of a weight of one feature on both sides, for the layout it had in memory."""
+    codec = HierarchicalVQVAE(8000, {"top": [2]}, 1, 1, 2, partial(VQ, codebook_size=4))
+    sum(heard.sum() for heard, _ in codec.train()(torch.randn(1, 1, 64)).values()).backward()
+    assert all(parameter.grad is not None for parameter in codec.encoders.parameters())

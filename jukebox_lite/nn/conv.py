@@ -32,7 +32,7 @@ class StridedConv(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         step = self.stride[-1]
         padded = F.pad(rows(x), (0, 0, step // 2, step // 2 - x.shape[-1] % step))
-        weight = rearrange(self.weight, "o d 1 (k s) -> o (s d) 1 k", s=step)
+        weight = rearrange(self.weight, "o d 1 (k s) -> o (s d) 1 k", s=step).contiguous()
         return convolution(image(rearrange(padded, "b (t s) d -> b t (s d)", s=step)), weight, self.bias)
 
 
