@@ -219,6 +219,7 @@ def test_misfits_are_named():
         ("top", {"level": "1"}, "level: '1'"),
         ("top", {"prior_depth": 10**9}, "prior_depth"),
         ("top", {"attn_order": [2]}, "attn_order"),
+        ("top", {"attn_order": False}, "attn_order=False"),
         ("top", {"m_attn": "wide"}, "m_attn: 'wide' given, expected numbers"),
         ("top", {"m_mlp": 0.01}, "m_mlp=0.01: leaves nothing"),
         ("top", {"y_bins": 4}, "y_bins=4: expected two numbers"),
@@ -301,7 +302,7 @@ def test_codes_that_do_not_fit_are_refused():
     ):
         with pytest.raises(InputError, match=says):
             openai.window(*given)
-    assert openai.window(top.hps, z[:, :0], y).codes["top"].shape == (2, 1, 0)
+    assert openai.window(top.hps | {"n_tokens": None}, z[:, :0], y).codes["top"].shape == (2, 1, 0)
 
 
 def test_numbers_by_numpy_and_weights_of_other_kinds_are_as_good():

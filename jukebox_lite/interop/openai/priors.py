@@ -209,6 +209,7 @@ def place_of(hps: Mapping[str, object]) -> Place:
     shape, given = shape_of(hps), {**_DEFAULTS, **hps}
     given |= {key: flag(key, given.get(key)) for key in (*_FLAGS, *_UNLIKE)}
     given |= {key: None if given.get(key) is None else _count(key, given[key]) for key in ("level", "n_tokens")}
+    given["n_tokens"] = given["n_tokens"] or 0
     needed, top = [*_NEEDED], given["level"] == shape.levels - 1
     if given["labels"]:
         needed += ["y_bins", "min_duration", "max_duration"] if top else ["y_bins"]
@@ -236,7 +237,7 @@ def _plain(given: Mapping[str, Any], needed: Sequence[str]) -> Iterator[tuple[st
     for key in ("blocks", "prime_blocks", "cond_dilation_cycle", "max_bow_genre_size"):
         yield key, None if given.get(key) is None else whole(key, given[key])
     for key in ("attn_order", "prime_attn_order"):
-        if not isinstance(given[key], Integral) or given[key] not in _ORDERS:
+        if isinstance(given[key], bool) or not isinstance(given[key], Integral) or given[key] not in _ORDERS:
             raise InputError(f"hps.{key}={given[key]}: expected one of {', '.join(map(str, _ORDERS))}")
     if "y_bins" in needed:
         if not isinstance(bins := given["y_bins"], Sequence | np.ndarray) or len(bins) != 2:

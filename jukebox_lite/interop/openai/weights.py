@@ -84,14 +84,14 @@ def whole(key: str, value: Any, most: int = 1 << 20) -> int:
 
     Whole are those from 1 to `most`.
     """
-    if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= value <= most:
+    if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= int(value) <= most:
         raise InputError(f"hps.{key}: {value!r} given, expected whole numbers from 1 to {most}")
     return int(value)
 
 
 def number(key: str, value: Any, least: float = 0.0, most: float = 1e12) -> float:
     """The same of a number from `least` to `most`."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not least <= value <= most:
+    if isinstance(value, bool) or not isinstance(value, Real) or not least <= float(value) <= most:
         raise InputError(f"hps.{key}: {value!r} given, expected numbers from {least:g} to {most:g}")
     return float(value)
 
