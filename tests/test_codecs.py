@@ -69,6 +69,27 @@ def test_a_long_file_is_encoded_as_by_one_call_of_the_networks(num_samples: int)
     assert all((whole[name] != found[name]).float().mean() < 1e-3 for name in whole)
 
 
+@pytest.mark.parametrize("num_samples", [128, 129, 255, 3001, 6007])
+@pytest.mark.usefixtures("short_stretches")
+def test_what_is_left_over_beyond_whole_steps_has_no_code(num_samples: int):
+    """Each level has the codes of its whole steps, as OpenAI's networks give, which see what is left over.
+
+    Audio that was no multiple of the coarsest hop once failed with "too many values to unpack".
+    """
+    codec, audio = small(), torch.randn(2, 1, num_samples)
+    whole, found = codec.encode_stretch(audio), codec.encode(audio)
+    for level in codec.levels:
+        assert found[level.name].shape == whole[level.name].shape == (2, 1, num_samples // level.samples_per_step)
+        assert (whole[level.name] != found[level.name]).float().mean() < 1e-2
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 127), (1, 1, 0), (2, 2, 256), (1, 256)])
+def test_audio_that_cannot_be_encoded_is_refused(shape: tuple[int, ...]):
+    """Shorter than a step, or of other channels: it once failed inside of a convolution."""
+    with pytest.raises(InputError, match=f"audio of {'x'.join(map(str, shape))}: expected batch x 1 channels x 128"):
+        small().encode(torch.zeros(shape))
+
+
 @pytest.mark.parametrize("piece_samples", [1, 700, 5000, 10**6])
 @pytest.mark.usefixtures("short_stretches")
 def test_a_long_file_in_pieces_equals_the_whole(piece_samples: int):

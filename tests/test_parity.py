@@ -157,13 +157,54 @@ def test_misfits_are_named(mono: Golden):
         ({"levels": 0}, "levels"),
         ({"emb_width": 9}, "of another shape"),
         ({"depth": 3}, "missing"),
+        ({"depth": 10**9}, "depth"),
+        ({"width": 2**20}, "of another shape"),
+        ({"downs_t": 2}, "downs_t"),
+        ({"m_conv": "1"}, "m_conv: '1' given, expected numbers"),
+        ({"m_conv": float("nan")}, "m_conv"),
+        ({"l_mu": None}, "l_mu"),
+        ({"commit": [0.02]}, "commit"),
+        ({"sample_length": "long"}, "sample_length"),
+        ({"vqvae_reverse_decoder_dilation": "False"}, "vqvae_reverse_decoder_dilation: 'False' given, expected True"),
     ],
 )
 def test_hyperparameters_that_cannot_be_are_refused(mono: Golden, change: dict[str, Any], told: str):
-    """One line names the hyperparameter, or the tensors it does not fit."""
+    """One line names the hyperparameter, or the tensors it does not fit.
+
+    What is no number or no flag once failed in the middle of things, and "False" was taken for True.
+    """
     with pytest.raises(InputError, match=told) as caught:
         openai.codec(mono.tensors("weights"), mono.hps | change)
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_not_given_by_key_is_refused(mono: Golden):
+    """A whole checkpoint in the place of its weights, a file's name, nothing: one line each."""
+    weights: Any = mono.tensors("weights")
+    for given in (
+        {"model": weights, "step": 1},
+        {0: weights["decoders.0.out.bias"]},
+        list(weights),
+        "vqvae.pth.tar",
+        None,
+    ):
+        with pytest.raises(InputError, match="weights: "):
+            openai.codec(given, mono.hps)
+    for given in (None, 3, ["levels"]):
+        with pytest.raises(InputError, match="hps: "):
+            openai.codec(weights, given)
+
+
+def test_numbers_by_numpy_and_weights_of_other_precision_are_as_good(mono: Golden):
+    """Numbers of 32 bits overflowed, once the dilations they grow to went beyond."""
+    kinds = {int: np.int32, float: np.float32, bool: np.bool_, list: np.array}
+    hps = {key: kinds[type(value)](value) if type(value) in kinds else value for key, value in mono.hps.items()}
+    hps["vqvae_reverse_decoder_dilation"] = np.bool_(True)
+    weights, audio = mono.tensors("weights"), mono.tensors("io")["in.x"].mT
+    found = openai.codec({key: value.double() for key, value in weights.items()}, hps).encode(audio)
+    assert all(torch.equal(codes, found[name]) for name, codes in codec_of(mono).encode(audio).items())
+    shape = shape_of({"levels": 1, "depth": np.int32(40), "dilation_growth_rate": np.int32(3), "strides_t": (2,)})
+    assert shape.hps["dilation_growth_rate"] ** 39 == 3**39
 
 
 def test_a_decoder_that_is_not_reversed_has_the_encoders_dilations(mono: Golden):

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from goldens import FOLDERS, Golden, goldens, gradient_faults
@@ -214,6 +215,22 @@ def test_misfits_are_named():
         ("top", {"blocks": None}, "blocks: None"),
         ("top", {"heads": 3}, "heads=3"),
         ("top", {"copy_input": True}, "copy_input"),
+        ("top", {"level": None}, "level: missing"),
+        ("top", {"level": "1"}, "level: '1'"),
+        ("top", {"prior_depth": 10**9}, "prior_depth"),
+        ("top", {"attn_order": [2]}, "attn_order"),
+        ("top", {"attn_order": False}, "attn_order=False"),
+        ("top", {"m_attn": "wide"}, "m_attn: 'wide' given, expected numbers"),
+        ("top", {"m_mlp": 0.01}, "m_mlp=0.01: leaves nothing"),
+        ("top", {"y_bins": 4}, "y_bins=4: expected two numbers"),
+        ("top", {"y_bins": [0, 5]}, "y_bins: 0"),
+        ("top", {"max_duration": 0.5}, "max_duration"),
+        ("top", {"min_duration": "0.7"}, "min_duration"),
+        ("top", {"merged_decoder": "False"}, "merged_decoder: 'False' given, expected True or False"),
+        ("top", {"labels": "no"}, "labels: 'no'"),
+        ("lyrics_single", {"prime_loss_fraction": "0.4"}, "prime_loss_fraction"),
+        ("lyrics_single", {"attn_order": 8}, "attn_order=8: there are no lyrics of an encoder"),
+        ("up", {"cond_m_conv": 0}, "cond_m_conv=0"),
         ("top", {"single_enc_dec": True}, "single_enc_dec"),
         ("top", {"n_tokens": 4}, "n_vocab: 0"),
         ("lyrics_separate", {"prime_attn_order": 8, "prime_depth": 10}, "prime_attn_order=8"),
@@ -222,7 +239,11 @@ def test_misfits_are_named():
     ],
 )
 def test_hyperparameters_that_cannot_be_are_refused(name: str, change: dict[str, Any], told: str):
-    """One line names the hyperparameter, or the tensors it does not fit."""
+    """One line names the hyperparameter, or the tensors it does not fit.
+
+    No level was once a KeyError, no number a TypeError, "False" was taken for True; and a prior with its lyrics before
+    the codes was made with layers that attend to an encoder's, which then failed an assertion.
+    """
     golden = golden_named(name)
     hps = {key: value for key, value in (golden.hps | change).items() if value is not None or key == "blocks"}
     with pytest.raises(InputError, match=told) as caught:
@@ -250,3 +271,48 @@ def test_labels_that_do_not_fit_are_refused():
     ):
         with pytest.raises(InputError, match=says):
             openai.window(top.hps, z, y.index_fill(1, torch.tensor([column]), number))
+
+
+def test_codes_that_do_not_fit_are_refused():
+    """Codes beyond the codebook, too many of them or too few above, of other songs; one line each, no IndexError.
+
+    Lyric tokens that a prior does not read were once taken for genres.
+    """
+    top, up = golden_named("top"), golden_named("up")
+    z, y = (top.tensors("io")[f"in.{name}"] for name in "zy")
+    below, labels, above = (up.tensors("io")[f"in.{name}"] for name in ("z", "y", "z_cond"))
+    for says, given in (
+        ("z: code 24; expected 0 to 23", (top.hps, z + 24 - z.max(), y)),
+        ("z: code -1; expected 0 to 23", (top.hps, z - 1 - z.min(), y)),
+        ("z: 96 codes; expected 48", (top.hps, z.repeat(1, 2), y)),
+        (r"z: torch.float32 \[2, 48\]", (top.hps, z.float(), y)),
+        (r"z: torch.int64 \[48\]", (top.hps, z[0], y)),
+        (r"y: \[1, 7\] numbers; expected 2 rows", (top.hps, z, y[:1])),
+        (
+            r"y: \[2, 10\] numbers; expected 2 rows of 4, 3 genres, 0 lyric tokens",
+            (top.hps, z, y[:, [*range(7), 4, 4, 4]]),
+        ),
+        ("y: torch.float32 given", (top.hps, z, y.float())),
+        ("z_above: code 24; expected 0 to 23", (up.hps, below, labels, above + 24 - above.max())),
+        ("z_above: 11 codes; expected 12, those above the 48 of z", (up.hps, below, labels, above[:, 1:])),
+        (
+            r"z_above: torch.int64 \[1, 12\]; expected the codes of level top \[2, T\]",
+            (up.hps, below, labels, above[:1]),
+        ),
+    ):
+        with pytest.raises(InputError, match=says):
+            openai.window(*given)
+    assert openai.window(top.hps | {"n_tokens": None}, z[:, :0], y).codes["top"].shape == (2, 1, 0)
+
+
+def test_numbers_by_numpy_and_weights_of_other_kinds_are_as_good():
+    """Hyperparameters as numpy's numbers, and weights in double precision or as parameters, change nothing."""
+    golden = golden_named("up")
+    kinds = {int: np.int32, float: np.float64, bool: np.bool_, list: np.array}
+    hps = {key: kinds[type(value)](value) if type(value) in kinds else value for key, value in golden.hps.items()}
+    weights = golden.tensors("weights")
+    wanted = openai.logits(prior_of(golden), window_of(golden))
+    for kind in (torch.nn.Parameter, torch.Tensor.double):
+        prior = openai.prior({key: kind(value) for key, value in weights.items()}, hps)
+        assert torch.equal(openai.logits(prior, window_of(golden)), wanted)
+        assert all(parameter.is_leaf and parameter.dtype == torch.float32 for parameter in prior.parameters())

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from jukebox_lite.codecs.base import Codec
 from jukebox_lite.codecs.health import Health
-from jukebox_lite.codecs.pieces import encode_in_pieces
+from jukebox_lite.codecs.pieces import encode_in_pieces, padded_length
 from jukebox_lite.codecs.quantizers import Quantized, Quantizer
 from jukebox_lite.errors import InputError
 from jukebox_lite.levels import Codes, Level
@@ -77,9 +77,18 @@ class HierarchicalVQVAE(Codec):
 
     @torch.no_grad()
     def encode(self, audio: Tensor) -> Codes:
-        """Audio [B, C, N] in [-1, 1] -> codes of every level, [B, K, N / hop_length]; N a multiple of every hop."""
-        length = audio.shape[-1]
-        ((_, codes),) = encode_in_pieces(self, lambda start, count: audio[..., start : start + count], length, length)
+        """Audio [B, C, N] in [-1, 1] -> codes of every level, [B, K, N / hop_length], of whole steps only, as OpenAI's.
+
+        Raises InputError on audio of other channels, or shorter than a step of the coarsest level.
+        """
+        length, shortest = audio.shape[-1], self.levels[0].samples_per_step
+        if audio.ndim != 3 or audio.shape[1] != self.channels or length < shortest:
+            given = "x".join(map(str, audio.shape))
+            raise InputError(
+                f"audio of {given}: expected batch x {self.channels} channels x {shortest} samples or more"
+            )
+        whole = padded_length(self, length)
+        ((_, codes),) = encode_in_pieces(self, lambda start, count: audio[..., start : start + count], length, whole)
         return codes
 
     @torch.no_grad()

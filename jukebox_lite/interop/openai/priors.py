@@ -1,16 +1,19 @@
 """OpenAI's priors and upsamplers as ours (Jukebox, section 4)."""
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from jukebox_lite.errors import InputError
 from jukebox_lite.interop.openai.vqvae import Shape, shape_of
-from jukebox_lite.interop.openai.weights import check_keys, check_whole, load, plain_keys
+from jukebox_lite.interop.openai.weights import check_keys, flag, load, number, plain_keys, whole
 from jukebox_lite.levels import LYRICS, UNKNOWN, Facts, Level, Window
 from jukebox_lite.nn.conv import ConvStack
 from jukebox_lite.nn.reach import Beginning, Column, Past, PreviousRow, Reach, Row, RowEnds
@@ -57,8 +60,11 @@ _DEFAULTS: dict[str, Any] = {  # OpenAI's, where every prior does not say its ow
     "cond_c_res": 0,
 }
 _NEEDED = ("level", "n_ctx", "prior_width", "prior_depth", "heads", "attn_order")
-_WHOLE = ("n_ctx", "prior_width", "prior_depth", "heads", "t_bins", "prime_width", "prime_depth", "prime_heads")
-_WHOLE += ("cond_width", "cond_depth", "cond_dilation_growth_rate")
+_WHOLE = ("n_ctx", "prior_width", "heads", "t_bins", "prime_width", "prime_heads", "cond_width")
+_WHOLE += ("cond_dilation_growth_rate",)
+_DEPTHS, _DEEPEST = ("prior_depth", "prime_depth", "cond_depth"), 1000  # layers
+_FACTORS = ("m_attn", "m_mlp", "prime_m_attn", "prime_m_mlp", "cond_m_conv", "prime_loss_fraction")
+_FLAGS = ("labels", "merged_decoder", "single_enc_dec", "res_scale", "prime_res_scale", "cond_res_scale", "cond_c_res")
 _UNLIKE = ("copy_input", "y_cond_as_bias", "pos_init", "prime_pos_init")  # what no published prior does
 _ROW, _COLUMN, _PREVIOUS_ROW, _ROW_ENDS, _LYRICS, _BEGINNING, _PAST = 1, 2, 3, 4, 6, 7, 0
 _CYCLE = [_ROW, _COLUMN, _PREVIOUS_ROW]
@@ -148,17 +154,25 @@ def window(hps: Mapping[str, object], z: Tensor, y: Tensor | None = None, z_abov
     A row of y is: samples of the song, the first sample of the window and how many it has, artist, genres (-1 for
     none), lyric tokens. Raises InputError on what the prior lacks, on numbers it has not learnt and on foreign rows.
     """
-    place, labels = place_of(hps), {}
-    codes = {place.level.name: z[:, None]}
+    place, labels, batch_size = place_of(hps), {}, len(z)
+    codes = {place.level.name: _codes("z", z, place.level, batch_size)}
+    if z.shape[1] > place.hps["n_ctx"]:
+        raise InputError(f"z: {z.shape[1]} codes; expected {place.hps['n_ctx']}, or the first of them")
     if place.above is not None:
-        if z_above is None:
-            raise InputError(f"z_above: missing; expected the codes of level {place.above.name} [B, T]")
-        codes[place.above.name] = z_above[:, None]
+        codes[place.above.name] = above = _codes("z_above", z_above, place.above, batch_size)
+        if above.shape[-1] < (
+            needed := -(-z.shape[1] // (place.above.samples_per_step // place.level.samples_per_step))
+        ):
+            raise InputError(f"z_above: {above.shape[-1]} codes; expected {needed}, those above the {z.shape[1]} of z")
     if place.hps["labels"]:
-        num_tokens = place.hps["n_tokens"]
-        if y is None or y.shape[1] < 5 + num_tokens:
-            given = "missing" if y is None else f"rows of {y.shape[1]}"
-            raise InputError(f"y: {given}; expected rows of 4 numbers, one genre or more, {num_tokens} lyric tokens")
+        num_tokens, num_genres = place.hps["n_tokens"], place.hps["max_bow_genre_size"]
+        most = 4 + num_tokens + num_genres if num_genres else math.inf
+        if y is None or y.ndim != 2 or len(y) != batch_size or not 5 + num_tokens <= y.shape[1] <= most:
+            given = "missing" if y is None else f"{list(y.shape)} numbers"
+            genres = f"{num_genres or 'any number of'} genres"
+            raise InputError(f"y: {given}; expected {batch_size} rows of 4, {genres}, {num_tokens} lyric tokens")
+        if y.is_floating_point():
+            raise InputError(f"y: {y.dtype} given, expected whole numbers")
         total, start, length, artist = y[:, :4].unbind(1)
         if (length != place.num_samples).any():
             raise InputError(f"y: a window of {length.tolist()} samples; expected this level's {place.num_samples}")
@@ -173,6 +187,16 @@ def window(hps: Mapping[str, object], z: Tensor, y: Tensor | None = None, z_abov
     return Window(codes, labels)
 
 
+def _codes(name: str, given: Tensor | None, level: Level, batch_size: int) -> Tensor:
+    """Codes of a level, [B, T] -> [B, 1, T]. Raises InputError where they are none."""
+    if given is None or given.ndim != 2 or given.is_floating_point() or len(given) != batch_size:
+        told = "missing" if given is None else f"{given.dtype} {list(given.shape)}"
+        raise InputError(f"{name}: {told}; expected the codes of level {level.name} [{batch_size}, T]")
+    if wrong := given[(given < 0) | (given >= level.codebook_size)].tolist():
+        raise InputError(f"{name}: code {wrong[0]}; expected 0 to {level.codebook_size - 1}")
+    return given[:, None]
+
+
 def _within(what: str, numbers: Tensor, least: int, count: int) -> Tensor:
     """The numbers, which the prior has vectors for. Raises InputError where it has not."""
     if wrong := numbers[(numbers < least) | (numbers >= count)].tolist():
@@ -183,24 +207,50 @@ def _within(what: str, numbers: Tensor, least: int, count: int) -> Tensor:
 def place_of(hps: Mapping[str, object]) -> Place:
     """The hyperparameters with OpenAI's defaults in the place of what is absent, or an InputError."""
     shape, given = shape_of(hps), {**_DEFAULTS, **hps}
-    needed = [*_NEEDED]
+    given |= {key: flag(key, given.get(key)) for key in (*_FLAGS, *_UNLIKE)}
+    given |= {key: None if given.get(key) is None else _count(key, given[key]) for key in ("level", "n_tokens")}
+    given["n_tokens"] = given["n_tokens"] or 0
+    needed, top = [*_NEEDED], given["level"] == shape.levels - 1
     if given["labels"]:
-        needed += ["y_bins", "min_duration", "max_duration"] if given["level"] == shape.levels - 1 else ["y_bins"]
+        needed += ["y_bins", "min_duration", "max_duration"] if top else ["y_bins"]
     needed += ["n_vocab"] if given["n_tokens"] else []
     if absent := [key for key in needed if given.get(key) is None]:
         raise InputError(f"hps.{absent[0]}: missing; expected {', '.join(needed)} as in OpenAI's hparams.py")
-    for key in (*_WHOLE, "n_vocab") if given["n_tokens"] else _WHOLE:
-        check_whole(key, given[key])
-    if not 0 <= given["level"] < shape.levels:
+    if given["level"] >= shape.levels:
         raise InputError(f"hps.level={given['level']}: expected 0 to {shape.levels - 1}, finest first")
-    if unlike := [key for key in _UNLIKE if given.get(key)]:
-        raise InputError(f"hps.{unlike[0]}={given[unlike[0]]}: no JukeboxPrior does this; expected False")
+    if unlike := [key for key in _UNLIKE if given[key]]:
+        raise InputError(f"hps.{unlike[0]}=True: no JukeboxPrior does this; expected False")
     if given["single_enc_dec"] and not (given["n_tokens"] and given["labels"]):
         raise InputError("hps.single_enc_dec=True: expected labels and n_tokens from 1 on beside it")
-    for key in ("attn_order", "prime_attn_order"):
-        if given[key] not in _ORDERS:
-            raise InputError(f"hps.{key}={given[key]}: expected one of {', '.join(map(str, _ORDERS))}")
+    given |= _plain(given, needed)
     return Place(shape, given)
+
+
+def _plain(given: Mapping[str, Any], needed: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """The hyperparameters that are numbers, as Python's own. Raises InputError on what is none, or cannot be."""
+    for key in (*_WHOLE, "n_vocab") if "n_vocab" in needed else _WHOLE:
+        yield key, whole(key, given[key])
+    for key in _DEPTHS:
+        yield key, whole(key, given[key], most=_DEEPEST)
+    for key in _FACTORS:
+        yield key, number(key, given[key], most=1024)
+    for key in ("blocks", "prime_blocks", "cond_dilation_cycle", "max_bow_genre_size"):
+        yield key, None if given.get(key) is None else whole(key, given[key])
+    for key in ("attn_order", "prime_attn_order"):
+        if isinstance(given[key], bool) or not isinstance(given[key], Integral) or given[key] not in _ORDERS:
+            raise InputError(f"hps.{key}={given[key]}: expected one of {', '.join(map(str, _ORDERS))}")
+    if "y_bins" in needed:
+        if not isinstance(bins := given["y_bins"], Sequence | np.ndarray) or len(bins) != 2:
+            raise InputError(f"hps.y_bins={bins}: expected two numbers, of genres and of artists")
+        yield "y_bins", [whole("y_bins", count) for count in bins]
+    if "min_duration" in needed:
+        yield "min_duration", (least := number("min_duration", given["min_duration"]))
+        yield "max_duration", number("max_duration", given["max_duration"], least)
+
+
+def _count(key: str, value: Any) -> int:
+    """A hyperparameter that is a whole number from 0 on."""
+    return 0 if isinstance(value, Integral) and value == 0 else whole(key, value)
 
 
 def _empty(place: Place) -> JukeboxPrior:
@@ -246,12 +296,16 @@ def _transformer(hps: Mapping[str, Any], kind: str, length: int, vocab_size: int
     num_heads, order, blocks = hps[f"{kind}heads"], _ORDERS[hps[f"{kind}attn_order"]], hps[f"{kind}blocks"]
     if inner_dim < 1 or inner_dim % num_heads:
         raise InputError(f"hps.{kind}heads={num_heads}: expected a divisor of {inner_dim}, the width of attention")
+    if hidden_dim < 1:
+        raise InputError(f"hps.{kind}m_mlp={hps[f'{kind}m_mlp']}: leaves nothing of a width of {dim}")
     scale = 1 / depth if hps[f"{kind}res_scale"] else 1.0
 
     def block(layer: int) -> JukeboxBlock:
         if order(layer) == _LYRICS:
-            if kind or not hps["n_tokens"]:
-                raise InputError(f"hps.{kind}attn_order={hps[f'{kind}attn_order']}: there are no lyrics to attend to")
+            if kind or not hps["n_tokens"] or hps["single_enc_dec"]:
+                raise InputError(
+                    f"hps.{kind}attn_order={hps[f'{kind}attn_order']}: there are no lyrics of an encoder to attend to"
+                )
             return JukeboxBlock(dim, hidden_dim, CrossAttention(dim, inner_dim, num_heads), scale)
         reach = _reach(order(layer), length, blocks, hps["n_tokens"], kind)
         return JukeboxBlock(dim, hidden_dim, JukeboxAttention(dim, inner_dim, num_heads, reach), scale)
@@ -263,7 +317,7 @@ def _reach(function: int, length: int, blocks: Any, num_tokens: int, kind: str) 
     """A layer's, with `blocks` rows."""
     if function == _PAST:
         return Past()
-    check_whole(f"{kind}blocks", blocks)
+    whole(f"{kind}blocks", blocks)
     if length % blocks:
         raise InputError(f"hps.{kind}blocks={blocks}: expected a divisor of the {length} steps of the transformer")
     if function == _BEGINNING:
@@ -281,6 +335,8 @@ def _upsampler(place: Place) -> ConvStack:
     cycle = hps["cond_dilation_cycle"] or depth
     dilations = [hps["cond_dilation_growth_rate"] ** (layer % cycle) for layer in range(depth)]
     hidden_dim, scale = int(hps["cond_m_conv"] * width), depth**-0.5 if hps["cond_res_scale"] else 1.0
+    if hidden_dim < 1:
+        raise InputError(f"hps.cond_m_conv={hps['cond_m_conv']}: leaves nothing of a width of {width}")
     strides = [place.shape.strides[index]] * place.shape.downs[index]
     return upward_stack(hps["prior_width"], width, hidden_dim, dilations, strides, scale)
 

@@ -8,13 +8,14 @@ from operator import mul
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from jukebox_lite.codecs.jukebox_vq import JukeboxVQ
 from jukebox_lite.codecs.vqvae import HierarchicalVQVAE
 from jukebox_lite.errors import InputError
-from jukebox_lite.interop.openai.weights import check_keys, check_whole, load, plain_keys
+from jukebox_lite.interop.openai.weights import check_keys, check_mapping, flag, load, number, plain_keys, whole
 from jukebox_lite.nn.conv import ResidualConv
 
 _PUBLISHED = {  # the hyperparameters of the VQ-VAE that OpenAI released
@@ -77,10 +78,12 @@ def codec(weights: Mapping[str, Tensor], hps: Mapping[str, object]) -> Hierarchi
     """
     shape = shape_of(hps)
     weights = plain_keys(weights)
-    model = _empty(shape, _channels(weights))
-    keys, wanted = dict(keys_of(shape)), model.state_dict()
+    with torch.device("meta"):  # what does not fit may be too large to make
+        keys, wanted = dict(keys_of(shape)), _empty(shape, _channels(weights)).state_dict()
     expected = {key: [*wanted[ours].shape[:2], *wanted[ours].shape[3:]] for key, ours in keys.items()}  # no height
     check_keys(weights, expected)
+    model = _empty(shape, _channels(weights))
+    wanted = model.state_dict()
     with torch.no_grad():
         for key, ours in keys.items():
             wanted[ours].copy_(weights[key].view_as(wanted[ours]))
@@ -95,24 +98,26 @@ def codec(weights: Mapping[str, Tensor], hps: Mapping[str, object]) -> Hierarchi
 
 def shape_of(hps: Mapping[str, object]) -> Shape:
     """The hyperparameters with what is published in the place of what is absent, or an InputError."""
+    check_mapping("hps", hps)
     defaults = _PUBLISHED | ({"hvqvae_multipliers": None} if "levels" in hps else {})
     given: dict[str, Any] = {key: hps.get(key, default) for key, default in defaults.items()}
+    for key in ("use_bottleneck", "vqvae_reverse_decoder_dilation"):
+        given[key] = flag(key, given[key])
     if not given["use_bottleneck"]:
         raise InputError("hps.use_bottleneck=False: a codec without codes; expected True")
     for key in ("levels", "emb_width", "l_bins", "width", "depth", "sr", "dilation_growth_rate"):
-        check_whole(key, given[key])
-    levels = given["levels"]
-    if given["hvqvae_multipliers"] is None:
-        given["hvqvae_multipliers"] = [1] * levels
+        given[key] = whole(key, given[key])
+    for key in ("commit", "revival_threshold", "sample_length"):
+        given[key] = number(key, given[key])
+    given |= {"l_mu": number("l_mu", given["l_mu"], most=1), "m_conv": number("m_conv", given["m_conv"], most=1024)}
     if given["dilation_cycle"] is not None:
-        check_whole("dilation_cycle", given["dilation_cycle"])
-    for key in ("downs_t", "strides_t", "hvqvae_multipliers"):
-        values = given[key]
-        if not isinstance(values, Sequence) or len(values) < levels:
+        given["dilation_cycle"] = whole("dilation_cycle", given["dilation_cycle"])
+    levels = given["levels"]
+    for key, most in {"downs_t": 32, "strides_t": 1 << 12, "hvqvae_multipliers": 1 << 12}.items():
+        values = [1] * levels if given[key] is None and key == "hvqvae_multipliers" else given[key]
+        if not isinstance(values, Sequence | np.ndarray) or len(values) < levels:
             raise InputError(f"hps.{key}={values}: expected {levels} numbers, one per level, finest first")
-        given[key] = list(values[:levels])
-        for value in given[key]:
-            check_whole(key, value)
+        given[key] = [whole(key, value, most) for value in values[:levels]]
     if odd := [stride for stride in given["strides_t"] if stride % 2]:
         raise InputError(f"hps.strides_t: {odd[0]} is odd, which divides no length exactly; expected even strides")
     if int(given["m_conv"] * given["width"]) < 1:

@@ -1,7 +1,7 @@
 """OpenAI's checkpoint files, and whether what they hold fits."""
 
 from collections.abc import Mapping
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,8 @@ def _reason(error: Exception) -> str:
 
 def plain_keys(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights without what training by several processes puts before their keys; InputError if not tensors."""
-    if not all(isinstance(value, Tensor) for value in weights.values()):
+    check_mapping("weights", weights)
+    if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items()):
         raise InputError("weights: expected tensors by key, as in the 'model' of OpenAI's checkpoint")
     return {key.removeprefix("module."): value for key, value in weights.items()}
 
@@ -72,7 +73,31 @@ def _some(keys: list[str]) -> str:
     return ", ".join(keys[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def check_whole(key: str, value: object) -> None:
-    """Raises InputError unless the hyperparameter is a whole number from 1 on."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise InputError(f"hps.{key}: {value!r} given, expected whole numbers from 1 on")
+def check_mapping(what: str, given: object) -> None:
+    """Raises InputError unless values by key are given."""
+    if not isinstance(given, Mapping):
+        raise InputError(f"{what}: {type(given).__name__} given, expected values by key, as in OpenAI's checkpoint")
+
+
+def whole(key: str, value: Any, most: int = 1 << 20) -> int:
+    """The hyperparameter, numpy's too, as a number of Python's, which never overflows. Raises InputError if it is none.
+
+    Whole are those from 1 to `most`.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= int(value) <= most:
+        raise InputError(f"hps.{key}: {value!r} given, expected whole numbers from 1 to {most}")
+    return int(value)
+
+
+def number(key: str, value: Any, least: float = 0.0, most: float = 1e12) -> float:
+    """The same of a number from `least` to `most`."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not least <= float(value) <= most:
+        raise InputError(f"hps.{key}: {value!r} given, expected numbers from {least:g} to {most:g}")
+    return float(value)
+
+
+def flag(key: str, value: Any) -> bool:
+    """The same of what says yes or no; None, as 0, is no."""
+    if not (value is None or isinstance(value, bool | np.bool_) or (isinstance(value, Integral) and value in (0, 1))):
+        raise InputError(f"hps.{key}: {value!r} given, expected True or False")
+    return bool(value)
