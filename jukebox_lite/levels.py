@@ -29,6 +29,24 @@ class Level:
     channels: int = 1  # K codebooks, or D latent dimensions
     hop_length: int | None = None  # audio samples per time step; None where time is symbolic
 
+    def check(self, codes: Tensor, source: str) -> None:
+        """Raises InputError unless `codes` from `source` are [B, K, T] values that the level can hold; none empty."""
+        here = f"{source}: level {self.name}"
+        if codes.ndim != 3 or codes.shape[1] != self.channels or 0 in codes.shape:
+            raise InputError(
+                f"{here} has shape {list(codes.shape)}, expected [songs, {self.channels}, steps], none empty"
+            )
+        if self.vocab_size is None:
+            if not codes.dtype.is_floating_point or not codes.isfinite().all():
+                raise InputError(f"{here} holds {codes.dtype} values, expected finite floats")
+        elif codes.dtype != torch.int64:
+            raise InputError(f"{here} holds {codes.dtype} values, expected {torch.int64}")
+        elif codes.min() < 0 or codes.max() >= self.vocab_size:
+            raise InputError(
+                f"{here} holds codes from {codes.min()} to {codes.max()}, expected 0 to {self.vocab_size - 1}: "
+                "give codes of this codec"
+            )
+
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w[\w -]*", str(self.name)):  # it becomes part of files' names
             raise InputError(f"level {self.name!r}: expected a name of letters, digits, spaces, _ and -")

@@ -90,6 +90,29 @@ def test_audio_that_cannot_be_encoded_is_refused(shape: tuple[int, ...]):
         small().encode(torch.zeros(shape))
 
 
+def test_audio_of_another_precision_is_encoded_all_the_same():
+    codec, audio = small(), torch.randn(1, 1, 1024)
+    for name, codes in codec.encode(audio.double()).items():
+        assert torch.equal(codes, codec.encode(audio)[name])
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        ({"bottom": torch.full((1, 1, 4), -1)}, "holds codes from -1 to -1, expected 0 to 63"),
+        ({"bottom": torch.full((1, 1, 4), 64)}, "holds codes from 64 to 64, expected 0 to 63"),
+        ({"bottom": torch.zeros(1, 4, dtype=torch.int64)}, r"has shape \[1, 4\]"),
+        ({"bottom": torch.zeros(1, 1, 4)}, "holds torch.float32 values"),
+        ({"lowest": torch.zeros(1, 1, 4, dtype=torch.int64)}, "levels lowest, expected one of top, middle, bottom"),
+        ({}, "levels none"),
+    ],
+)
+def test_codes_that_no_level_has_are_refused(codes: dict[str, Tensor], message: str):
+    """Code -1 was once taken for the last entry without a word."""
+    with pytest.raises(InputError, match=message):
+        small().decode(codes)
+
+
 @pytest.mark.parametrize("piece_samples", [1, 700, 5000, 10**6])
 @pytest.mark.usefixtures("short_stretches")
 def test_a_long_file_in_pieces_equals_the_whole(piece_samples: int):

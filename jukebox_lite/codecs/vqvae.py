@@ -87,7 +87,7 @@ class HierarchicalVQVAE(Codec):
             raise InputError(
                 f"audio of {given}: expected batch x {self.channels} channels x {shortest} samples or more"
             )
-        whole = padded_length(self, length)
+        audio, whole = audio.to(next(self.encoders.parameters()).dtype), padded_length(self, length)
         ((_, codes),) = encode_in_pieces(self, lambda start, count: audio[..., start : start + count], length, whole)
         return codes
 
@@ -98,11 +98,18 @@ class HierarchicalVQVAE(Codec):
 
     @torch.no_grad()
     def decode(self, codes: Codes) -> Tensor:
-        """Audio [B, C, N], from the finest level that `codes` holds; whoever writes it clips it to [-1, 1]."""
-        finest = next(level.name for level in reversed(self.levels) if level.name in codes)
-        quantizer = self.quantizers[finest]
+        """Audio [B, C, N], from the finest level that `codes` holds; whoever writes it clips it to [-1, 1].
+
+        Raises InputError on codes of no level of this codec, or that its level does not have.
+        """
+        finest = next((level for level in reversed(self.levels) if level.name in codes), None)
+        if finest is None:
+            names = ", ".join(level.name for level in self.levels)
+            raise InputError(f"codes: levels {', '.join(codes) or 'none'}, expected one of {names}")
+        finest.check(codes[finest.name], "codes")
+        quantizer = self.quantizers[finest.name]
         assert isinstance(quantizer, Quantizer)
-        return self.decoders[finest](quantizer.decode(codes[finest]))
+        return self.decoders[finest.name](quantizer.decode(codes[finest.name]))
 
     def health(self, level: str) -> dict[str, Tensor]:
         """How the entries of a level's codebooks fare in training, each []: dead, revived, age."""

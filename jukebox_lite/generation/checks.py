@@ -3,9 +3,6 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import TypeVar
 
-import torch
-from torch import Tensor
-
 from jukebox_lite.codecs.base import Codec
 from jukebox_lite.errors import InputError
 from jukebox_lite.levels import Codes, Level
@@ -24,23 +21,6 @@ def by_level(setting: str, value: Value | Mapping[str, Value], levels: Sequence[
     if missing := [name for name in names if name not in value]:
         raise InputError(f"{setting}.{missing[0]} is not set: give one value for all levels, or one for each")
     return dict(value)
-
-
-def check_codes(level: Level, codes: Tensor, source: str) -> None:
-    """Raises InputError unless `codes` from `source` are [B, K, T] values that `level` can hold; none may be empty."""
-    here = f"{source}: level {level.name}"
-    if codes.ndim != 3 or codes.shape[1] != level.channels or 0 in codes.shape:
-        raise InputError(f"{here} has shape {list(codes.shape)}, expected [songs, {level.channels}, steps], none empty")
-    if level.vocab_size is None:
-        if not codes.dtype.is_floating_point or not codes.isfinite().all():
-            raise InputError(f"{here} holds {codes.dtype} values, expected finite floats")
-    elif codes.dtype != torch.int64:
-        raise InputError(f"{here} holds {codes.dtype} values, expected {torch.int64}")
-    elif codes.min() < 0 or codes.max() >= level.vocab_size:
-        raise InputError(
-            f"{here} holds codes from {codes.min()} to {codes.max()}, expected 0 to {level.vocab_size - 1}: "
-            "give codes of this codec"
-        )
 
 
 def check_lengths(codec: Codec, priors: Sequence[Prior], num_steps: Mapping[str, int], given: Codes) -> None:

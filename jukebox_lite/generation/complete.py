@@ -14,7 +14,6 @@ from jukebox_lite.codecs.base import Codec
 from jukebox_lite.errors import InputError
 from jukebox_lite.generation.checks import (
     by_level,
-    check_codes,
     check_guidance,
     check_labels,
     check_lengths,
@@ -157,7 +156,7 @@ def _spread_over_songs(codec: Codec, given: Codes, num_steps: Mapping[str, int],
     """The given codes, [num_songs, K, T]; InputError if they are no such codes or longer than what is asked for."""
     spread = {}
     for name, codes in given.items():
-        check_codes(codec.level(name), codes, "given codes")
+        codec.level(name).check(codes, "given codes")
         batch, _, have = codes.shape
         if batch not in (1, num_songs):
             raise InputError(f"given codes: {batch} songs on level {name}, expected 1 or num_songs={num_songs}")

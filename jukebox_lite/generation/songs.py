@@ -20,7 +20,6 @@ from jukebox_lite.codecs.base import Codec
 from jukebox_lite.codecs.pieces import PIECE_SAMPLES, decode_in_pieces, encode_in_pieces
 from jukebox_lite.errors import InputError
 from jukebox_lite.files import write_bytes
-from jukebox_lite.generation.checks import check_codes
 from jukebox_lite.generation.report import Clip, Section, write_page
 from jukebox_lite.levels import Codes, Level
 from jukebox_lite.nn.device import device_of
@@ -105,7 +104,7 @@ def open_codes(path: Path, codec: Codec, fingerprint: str) -> Iterator[tuple[Any
 def checked(level: Level, codes: Tensor, path: Path) -> Tensor:
     """A level's codes [B, K, T] as read from a file, which may hold narrower integers; InputError on a wrong value."""
     codes = codes.to(torch.int64) if codes.dtype in (torch.int16, torch.int32) else codes
-    check_codes(level, codes, str(path))
+    level.check(codes, str(path))
     return codes
 
 
