@@ -1,5 +1,6 @@
 """Every mixer: step by step equals all at once, and the future does not matter."""
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import accumulate
@@ -160,7 +161,33 @@ def test_a_new_transformer_is_the_identity():
 
 def test_rotary_products_depend_on_distance_only():
     """The product of a query and a key is the same wherever the pair stands (Su et al. 2021, equation 16)."""
-    rotary = Rotary(8, 100)
+    rotary = Rotary(8, 100, 10_000)
     q, k = torch.randn(2, 1, 1, 1, 8)
     products = [(rotary(q, start + 7) * rotary(k, start)).sum() for start in (0, 3, 50)]
     torch.testing.assert_close(products[1:], products[:1] * 2)
+
+
+@pytest.mark.parametrize(("base", "known"), [(10_000, 0.28), (1_000_000, 1.0)])
+def test_a_larger_base_knows_a_far_key_by_what_it_is(base: float, known: float):
+    """4,096 steps on, what the slowest pair holds has turned by 1.3 radians in a head of 16, or by hardly any."""
+    rotary, key = Rotary(16, 4097, base), torch.zeros(1, 1, 1, 16)
+    key[..., [7, 15]] = 0.5**0.5  # a pair is a feature of the first half and one of the second
+    assert (rotary(key, 4096) * rotary(key, 0)).sum() == pytest.approx(known, abs=0.01)
+
+
+@pytest.mark.parametrize("mixer", [value for name, value in MIXERS.items() if name != "linear"])
+def test_a_base_that_is_not_told_is_that_of_older_runs(mixer):
+    """A run's config from before there was a choice rebuilds the prior it was."""
+    old, told, other = (
+        Transformer(16, 3, 2, LENGTH, make).blocks[1].mixer.heads.rotary
+        for make in (mixer, partial(mixer, rotary_base=10_000), partial(mixer, rotary_base=1_000_000))
+    )
+    assert torch.equal(old.cos, told.cos) and torch.equal(old.sin, told.sin)
+    assert not torch.equal(old.cos, other.cos)
+
+
+@pytest.mark.parametrize("base", [0, 0.5, -1, math.inf, math.nan])
+def test_a_base_that_is_none_is_refused(base: float):
+    """One line tells what was given."""
+    with pytest.raises(InputError, match="rotary_base"):
+        CausalAttention(16, 2, LENGTH, rotary_base=base)

@@ -4,6 +4,7 @@ A mixer maps [B, T, D] to [B, T, D] and threads a state: None while training, an
 what it must remember of the past, preallocated for the longest sequence and written in place.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from jukebox_lite.nn.reach import At, Column, LastSteps, Past, PreviousRow, Reac
 
 State = Any  # each mixer's own
 _DEEPEST = 1000  # blocks
+_BASE = 10_000.0  # of rotary positions, where a config says none: RoFormer's
 
 
 class Mixer(nn.Module, ABC):
@@ -36,13 +38,19 @@ class Mixer(nn.Module, ABC):
 
 
 class Rotary(nn.Module):
-    """Rotates pairs of features by angles that grow with the step (RoPE, Su et al. 2021)."""
+    """Rotates pairs of features by angles that grow with the step (RoPE, Su et al. 2021).
+
+    The first pair turns by a radian a step, the last by little more than 1 / `base`. What turns by less than a radian
+    over a distance can be found there by what it is, wherever it stands; the rest says how far away it is.
+    """
 
     cos: Tensor  # [max_length, head_dim / 2]
     sin: Tensor  # [max_length, head_dim / 2]
 
-    def __init__(self, head_dim: int, max_length: int, base: float = 10_000.0):
+    def __init__(self, head_dim: int, max_length: int, base: float):
         super().__init__()
+        if not 1 <= base < math.inf:
+            raise InputError(f"mixer.rotary_base={base}: expected 1 or more")
         frequencies = base ** (-torch.arange(0, head_dim, 2) / head_dim)
         angles = torch.outer(torch.arange(max_length), frequencies)
         self.register_buffer("cos", angles.cos(), persistent=False)
@@ -59,7 +67,7 @@ class Rotary(nn.Module):
 class AttentionHeads(nn.Module):
     """Queries, keys and values with QK-norm and rotary positions, and the way back; what every attention shares."""
 
-    def __init__(self, dim: int, num_heads: int, max_length: int):
+    def __init__(self, dim: int, num_heads: int, max_length: int, rotary_base: float):
         super().__init__()
         if dim % (2 * num_heads):
             raise InputError(f"prior.dim={dim}: give a multiple of {2 * num_heads}, an even width for each head")
@@ -67,7 +75,7 @@ class AttentionHeads(nn.Module):
         self.qkv = Linear(dim, 3 * dim, bias=False)
         self.out = Linear(dim, dim, bias=False)
         self.query_norm, self.key_norm = nn.RMSNorm(self.head_dim), nn.RMSNorm(self.head_dim)
-        self.rotary = Rotary(self.head_dim, max_length)
+        self.rotary = Rotary(self.head_dim, max_length, rotary_base)
         nn.init.zeros_(self.out.weight)
 
     def split(self, x: Tensor, at: At) -> tuple[Tensor, Tensor, Tensor]:
@@ -84,9 +92,9 @@ class AttentionHeads(nn.Module):
 class Attention(Mixer):
     """Softmax attention to the steps within a reach; the state is what the reach remembers."""
 
-    def __init__(self, dim: int, num_heads: int, max_length: int, reach: Reach):
+    def __init__(self, dim: int, num_heads: int, max_length: int, reach: Reach, rotary_base: float):
         super().__init__()
-        self.heads, self.reach = AttentionHeads(dim, num_heads, max_length), reach
+        self.heads, self.reach = AttentionHeads(dim, num_heads, max_length, rotary_base), reach
 
     def empty_state(self, batch_size: int, length: int) -> State:
         like, heads = self.heads.query_norm.weight, self.heads
@@ -101,17 +109,19 @@ class Attention(Mixer):
 class CausalAttention(Attention):
     """Every layer attends to the whole past."""
 
-    def __init__(self, dim: int, num_heads: int, max_length: int, layer: int = 0):
+    def __init__(self, dim: int, num_heads: int, max_length: int, layer: int = 0, rotary_base: float = _BASE):
         del layer  # all are alike
-        super().__init__(dim, num_heads, max_length, Past())
+        super().__init__(dim, num_heads, max_length, Past(), rotary_base)
 
 
 class SlidingAttention(Attention):
     """Every layer attends to the last `window` steps, so that L layers see L * (window - 1) steps back."""
 
-    def __init__(self, dim: int, num_heads: int, max_length: int, window: int, layer: int = 0):
+    def __init__(
+        self, dim: int, num_heads: int, max_length: int, window: int, layer: int = 0, rotary_base: float = _BASE
+    ):
         del layer  # all are alike
-        super().__init__(dim, num_heads, max_length, LastSteps(window))
+        super().__init__(dim, num_heads, max_length, LastSteps(window), rotary_base)
 
 
 class FactoredAttention(Attention):
@@ -120,8 +130,11 @@ class FactoredAttention(Attention):
     Three layers see everything, at a cost of T sqrt(T) where rows are as long as there are rows (Jukebox, section 4.1).
     """
 
-    def __init__(self, dim: int, num_heads: int, max_length: int, layer: int, row_length: int):
-        super().__init__(dim, num_heads, max_length, (Row, Column, PreviousRow)[layer % 3](row_length))
+    def __init__(
+        self, dim: int, num_heads: int, max_length: int, layer: int, row_length: int, rotary_base: float = _BASE
+    ):
+        reach = (Row, Column, PreviousRow)[layer % 3](row_length)
+        super().__init__(dim, num_heads, max_length, reach, rotary_base)
 
 
 class SquaredReLU(nn.Module):
