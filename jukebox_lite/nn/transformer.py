@@ -40,8 +40,9 @@ class Mixer(nn.Module, ABC):
 class Rotary(nn.Module):
     """Rotates pairs of features by angles that grow with the step (RoPE, Su et al. 2021).
 
-    The first pair turns by a radian a step, the last by little more than 1 / `base`. What turns by less than a radian
-    over a distance can be found there by what it is, wherever it stands; the rest says how far away it is.
+    The first pair turns by a radian a step, the last by `base` ** (2 / `head_dim` - 1). Only pairs that turn by less
+    than a radian over a distance can tell there what a key is, wherever it stands; the others tell near steps apart,
+    and a larger base leaves fewer of them.
     """
 
     cos: Tensor  # [max_length, head_dim / 2]
