@@ -111,7 +111,7 @@ def test_a_longer_context_begins_like_the_shorter():
     short, long = (window(theirs.facts, {}, length) for length in (16, 32))
     long.codes["top"][..., :16] = short.codes["top"]
     with torch.no_grad():
-        torch.testing.assert_close(ours.logits(long)[:, :16], theirs.logits(short), rtol=0, atol=1e-6)
+        torch.testing.assert_close(ours.logits(long)[:, :16], theirs.logits(short), rtol=1e-5, atol=1e-6)
     assert "context_length 16 -> 32" in " ".join(carried.settings)
     longer = prior(facts_of(GENRES), seed=1, length=64)
     known = prior(facts_of(GENRES))
