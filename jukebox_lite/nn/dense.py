@@ -51,6 +51,7 @@ class _Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
+        gradient = gradient.contiguous()  # with gaps, as that of a slice, oneDNN takes hundreds of times longer
         of_x, of_weight, of_bias = ctx.needs_input_grad
         return (
             _product(gradient, weight.T) if of_x else None,
