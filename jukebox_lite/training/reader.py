@@ -5,6 +5,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import torch
+
 
 class Reader:
     """Calls `batch(split, index)` in one thread, so that whatever it reads from needs no lock; a context manager."""
@@ -12,7 +14,9 @@ class Reader:
     def __init__(self, batch: Callable[[str, int], Any]) -> None:
         self.waited = 0.0  # seconds that training stood still for its data
         self._batch = batch
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        # One that uses OpenMP's threads beside the model's makes both sleep at every step of a computation.
+        alone = {"initializer": torch.set_num_threads, "initargs": (1,)}  # of this thread alone
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches", **alone)
         self._ahead: tuple[int, Future[Any]] | None = None
 
     def __enter__(self) -> "Reader":
