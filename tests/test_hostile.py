@@ -267,16 +267,16 @@ def test_a_folder_that_cannot_be_made_is_one_line(world: World, tmp_path: Path):
         assert "Not a directory" in command(*arguments, f"runs={tmp_path / 'runs'}").error
 
 
-def command_limited_by_two(rank: int, port: int, folder: Path, *arguments: str) -> None:
-    """A command by two processes, of which the first one's files can have 10,000 bytes each."""
+def command_limited_by_two(rank: int, port: int, limit: int, folder: Path, *arguments: str) -> None:
+    """A command by two processes, of which the first one's files can have `limit` bytes each."""
     meet(rank, port)
-    command_limited(10_000 if rank == 0 else resource.RLIM_INFINITY, folder / f"said-{rank}", *arguments)
+    command_limited(limit if rank == 0 else resource.RLIM_INFINITY, folder / f"said-{rank}", *arguments)
 
 
 def test_two_processes_tell_of_the_firsts_full_disk_in_one_line(world: World, tmp_path: Path):
     """It was a line, and from the other one a traceback or another line."""
     arguments = ("train.py", *world.codec(f"runs={tmp_path}", "name=full", "trainer.devices=2"))
-    assert two(command_limited_by_two, tmp_path, *arguments) == [1, 0]
+    assert two(command_limited_by_two, 10_000, tmp_path, *arguments) == [1, 0]
     said = [(tmp_path / f"said-{rank}").read_text() for rank in (0, 1)]
     assert said[0].count("error: ") == 1 and said[0].endswith("give the same command again\n"), said
     assert "Traceback" not in said[0] + said[1] and "error" not in said[1], said
@@ -287,7 +287,7 @@ def test_two_processes_end_where_the_first_may_not_write(world: World, tmp_path:
     folder = tmp_path / "runs" / "full"
     (folder / "train.log").mkdir(parents=True)
     arguments = ("train.py", *world.codec(f"runs={folder.parent}", "name=full", "trainer.devices=2"))
-    assert two(command_limited_by_two, tmp_path, *arguments) == [1, 0]
+    assert two(command_limited_by_two, resource.RLIM_INFINITY, tmp_path, *arguments) == [1, 0]
     said = [(tmp_path / f"said-{rank}").read_text() for rank in (0, 1)]
     assert "Is a directory" in said[0].splitlines()[-1] and "Traceback" not in said[0] + said[1], said
     assert "error" not in said[1], said
