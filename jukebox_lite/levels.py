@@ -29,6 +29,10 @@ class Level:
     channels: int = 1  # K codebooks, or D latent dimensions
     hop_length: int | None = None  # audio samples per time step; None where time is symbolic
 
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w[\w -]*", str(self.name)):  # it becomes part of files' names
+            raise InputError(f"level {self.name!r}: expected a name of letters, digits, spaces, _ and -")
+
     def check(self, codes: Tensor, source: str) -> None:
         """Raises InputError unless `codes` from `source` are [B, K, T] values that the level can hold; none empty."""
         here = f"{source}: level {self.name}"
@@ -46,10 +50,6 @@ class Level:
                 f"{here} holds codes from {codes.min()} to {codes.max()}, expected 0 to {self.vocab_size - 1}: "
                 "give codes of this codec"
             )
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch(r"\w[\w -]*", str(self.name)):  # it becomes part of files' names
-            raise InputError(f"level {self.name!r}: expected a name of letters, digits, spaces, _ and -")
 
     @property
     def codebook_size(self) -> int:

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from jukebox_lite.errors import InputError
 from jukebox_lite.interop import openai
-from jukebox_lite.interop.openai.priors import keys_of, place_of
+from jukebox_lite.interop.openai.place import place_of
+from jukebox_lite.interop.openai.priors import keys_of
 from jukebox_lite.levels import LYRICS, NO_VALUE, Facts, Level, Window
 from jukebox_lite.nn.narrow import Int8Linear
 from jukebox_lite.priors.alignment import attention

@@ -14,7 +14,8 @@ from jukebox_lite.codecs.base import Codec
 from jukebox_lite.errors import InputError
 from jukebox_lite.generation.complete import complete, samplers
 from jukebox_lite.interop import openai
-from jukebox_lite.interop.openai.priors import keys_of, place_of
+from jukebox_lite.interop.openai.place import place_of
+from jukebox_lite.interop.openai.priors import keys_of
 from jukebox_lite.levels import Codes, Level, Window
 from jukebox_lite.priors import stepwise
 from jukebox_lite.priors.base import Sampler

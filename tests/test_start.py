@@ -15,7 +15,8 @@ from jukebox_lite.codecs.quantizers import DAC, RVQ, VQ, SimVQ
 from jukebox_lite.codecs.vqvae import HierarchicalVQVAE
 from jukebox_lite.errors import InputError
 from jukebox_lite.interop import openai
-from jukebox_lite.interop.openai.priors import keys_of, place_of
+from jukebox_lite.interop.openai.place import place_of
+from jukebox_lite.interop.openai.priors import keys_of
 from jukebox_lite.levels import Facts, Level, Window
 from jukebox_lite.nn.transformer import CausalAttention
 from jukebox_lite.priors.autoregressive import AutoregressivePrior

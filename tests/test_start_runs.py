@@ -21,7 +21,8 @@ from jukebox_lite.codecs.vqvae import HierarchicalVQVAE
 from jukebox_lite.errors import InputError
 from jukebox_lite.interop import openai
 from jukebox_lite.interop.openai import vqvae
-from jukebox_lite.interop.openai.priors import keys_of, place_of
+from jukebox_lite.interop.openai.place import place_of
+from jukebox_lite.interop.openai.priors import keys_of
 from jukebox_lite.levels import Facts
 from jukebox_lite.priors.jukebox_recipe import JukeboxRecipe
 from jukebox_lite.training import checkpoint, table

@@ -1,8 +1,7 @@
 """Strided convolutions and dilated residual stacks between a waveform and a level's latent (Jukebox, appendix B.1).
 
-Inside, a sequence [B, D, T] is an image of height 1, [B, D, 1, T], its features side by side in memory (channels
-last): on a CPU such convolutions take less time than torch's Conv1d, down to a quarter of it at the narrow widths.
-Residual stacks, which are nearly all of the work, go through time in pieces there (nn/residual.py).
+Inside, a sequence [B, D, T] is an image of height 1 (nn/convolution.py). Residual stacks, which are nearly all of the
+work, go through time in pieces on a CPU (nn/residual.py).
 """
 
 from collections.abc import Sequence
@@ -15,8 +14,11 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from jukebox_lite.errors import InputError
-from jukebox_lite.nn.convolution import Conv, convolution, image, is_plain, rows
+from jukebox_lite.nn.convolution import Conv, convolution, image, rows
+from jukebox_lite.nn.device import is_plain
 from jukebox_lite.nn.residual import residuals
+
+_LITTLE = 1 << 20  # numbers that a cache holds anyway: to cut them in pieces takes up to twice the time
 
 
 class StridedConv(nn.Conv2d):
@@ -98,8 +100,8 @@ class ResidualStack(nn.Sequential):
         self.rectifies, self.scale = function == "relu", scale
 
     def forward(self, x: Tensor) -> Tensor:
-        """The same numbers in pieces where they are faster: rectified, on a CPU, in full precision and uncompiled."""
-        if not self.rectifies or not is_plain(x):
+        """The same numbers in pieces where they are faster: many, rectified, on a CPU, in full precision and eager."""
+        if x.numel() <= _LITTLE or not self.rectifies or not is_plain(x) or torch.compiler.is_compiling():
             return super().forward(x)
         parameters = list(self.parameters())
         if self.scale != 1:  # of the pointwise weight and bias, which come after the dilated ones

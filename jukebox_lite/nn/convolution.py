@@ -1,8 +1,9 @@
 """Convolutions along time on a CPU, in the forms that are fastest there.
 
-A sequence [B, D, T] is an image of height 1, [B, D, 1, T], its features side by side in memory (channels last). oneDNN,
-which torch hands these to, is near the processor's peak, but for the gradients of weights where the processor has no
-AVX-512: there a matrix product for each tap takes a half to a tenth of the time.
+A sequence [B, D, T] is an image of height 1, [B, D, 1, T], its features side by side in memory (channels last): so it
+takes less time than by torch's Conv1d, down to a quarter at the narrow widths. oneDNN, which torch hands such images
+to, is near the processor's peak, but for the gradients of weights where there is no AVX-512: there a matrix product for
+each tap takes a half to a tenth of its time.
 """
 
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_weight
 
-from jukebox_lite.nn.device import MULTIPLIES_WIDE
+from jukebox_lite.nn.device import MULTIPLIES_WIDE, is_plain
 
 _FASTER = MULTIPLIES_WIDE  # oneDNN, of a weight's gradient
 # Of a kernel of 1 a dilation means nothing, but torch hands only dilated ones to oneDNN, which is twice as fast.
@@ -31,12 +32,6 @@ def rows(x: Tensor) -> Tensor:
     return x.squeeze(2).mT
 
 
-def is_plain(x: Tensor) -> bool:
-    """Whether products of x are for this module's forms: on a CPU, in full precision and uncompiled."""
-    full = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    return x.device.type == "cpu" and full and not torch.compiler.is_compiling()
-
-
 class Conv(nn.Conv2d):
     """A convolution along the last axis. [B, D, 1, T] -> [B, D', 1, T']."""
 
@@ -49,7 +44,7 @@ class Conv(nn.Conv2d):
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int = 0, dilation: int = 1) -> Tensor:
     """x [B, D, 1, T] by weight [H, D, 1, K], with bias [H] and zeros at both ends -> [B, H, 1, T']."""
-    if is_plain(x) and torch.is_grad_enabled() and not _FASTER:
+    if is_plain(x) and torch.is_grad_enabled() and not (_FASTER or torch.compiler.is_compiling()):
         return _Convolution.apply(x, weight, bias, padding, dilation)
     return F.conv2d(x, weight, bias, padding=(0, padding), dilation=(1, dilation))
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
-from jukebox_lite.nn.device import MULTIPLIES_WIDE
+from jukebox_lite.nn.device import MULTIPLIES_WIDE, is_plain
 
 _ONEDNN = torch.backends.mkldnn.is_available()
 _FASTER = _ONEDNN and MULTIPLIES_WIDE
@@ -33,8 +33,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if are_few_compiled_vectors(x):
         y = compiled_product(x, weight)
         return y if bias is None else y + bias
-    plain = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    if not _FASTER or x.numel() < _LEAST or x.device.type != "cpu" or not plain:
+    if not _FASTER or x.numel() < _LEAST or not is_plain(x):
         return F.linear(x, weight, bias)
     return _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias).reshape(*x.shape[:-1], -1)
 

@@ -1,19 +1,27 @@
 """OpenAI's priors and upsamplers as ours (Jukebox, section 4)."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from numbers import Integral
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from jukebox_lite.errors import InputError
-from jukebox_lite.interop.openai.vqvae import Shape, shape_of
-from jukebox_lite.interop.openai.weights import check_keys, flag, load, number, plain_keys, whole
+from jukebox_lite.interop.openai.place import (
+    BEGINNING,
+    COLUMN,
+    LYRICS_BESIDE,
+    ORDERS,
+    PAST,
+    PREVIOUS_ROW,
+    ROW,
+    ROW_ENDS,
+    Place,
+    place_of,
+)
+from jukebox_lite.interop.openai.weights import check_keys, load, plain_keys, whole
 from jukebox_lite.levels import LYRICS, UNKNOWN, Facts, Level, Window
 from jukebox_lite.nn.conv import ConvStack
 from jukebox_lite.nn.reach import Beginning, Column, Past, PreviousRow, Reach, Row, RowEnds
@@ -31,86 +39,6 @@ from jukebox_lite.priors.jukebox import (
     LyricPrefix,
     upward_stack,
 )
-
-_DEFAULTS: dict[str, Any] = {  # OpenAI's, where every prior does not say its own
-    "labels": True,
-    "t_bins": 64,
-    "merged_decoder": False,
-    "single_enc_dec": False,
-    "blocks": None,
-    "m_attn": 0.25,
-    "m_mlp": 1.0,
-    "res_scale": False,
-    "n_tokens": 0,
-    "prime_loss_fraction": 0.1,
-    "prime_width": 128,
-    "prime_depth": 3,
-    "prime_heads": 1,
-    "prime_attn_order": 0,
-    "prime_blocks": None,
-    "prime_m_attn": 0.25,
-    "prime_m_mlp": 1.0,
-    "prime_res_scale": False,
-    "cond_width": 128,
-    "cond_depth": 3,
-    "cond_m_conv": 1.0,
-    "cond_dilation_growth_rate": 1,
-    "cond_dilation_cycle": None,
-    "cond_res_scale": False,
-    "cond_c_res": 0,
-}
-_NEEDED = ("level", "n_ctx", "prior_width", "prior_depth", "heads", "attn_order")
-_WHOLE = ("n_ctx", "prior_width", "heads", "t_bins", "prime_width", "prime_heads", "cond_width")
-_WHOLE += ("cond_dilation_growth_rate",)
-_DEPTHS, _DEEPEST = ("prior_depth", "prime_depth", "cond_depth"), 1000  # layers
-_FACTORS = ("m_attn", "m_mlp", "prime_m_attn", "prime_m_mlp", "cond_m_conv", "prime_loss_fraction")
-_FLAGS = ("labels", "merged_decoder", "single_enc_dec", "res_scale", "prime_res_scale", "cond_res_scale", "cond_c_res")
-_UNLIKE = ("copy_input", "y_cond_as_bias", "pos_init", "prime_pos_init")  # what no published prior does
-_ROW, _COLUMN, _PREVIOUS_ROW, _ROW_ENDS, _LYRICS, _BEGINNING, _PAST = 1, 2, 3, 4, 6, 7, 0
-_CYCLE = [_ROW, _COLUMN, _PREVIOUS_ROW]
-_ORDERS: dict[int, Callable[[int], int]] = {  # attn_order -> the kind of attention of each layer
-    0: lambda _: _PAST,
-    2: lambda layer: _CYCLE[layer % 3],
-    3: lambda layer: [_ROW, _ROW_ENDS][layer % 2],
-    8: lambda layer: [*_CYCLE * 3, _LYRICS][layer % 10],
-    10: lambda layer: [*_CYCLE * 3, *[*_CYCLE * 3, _LYRICS] * 7][layer % 79],
-    12: lambda layer: [_BEGINNING, _BEGINNING, _PAST][layer % 3] if layer % 16 == 15 else _CYCLE[layer % 3],
-}
-
-
-@dataclass(frozen=True)
-class Place:
-    """A prior's hyperparameters, checked, and where it stands among the levels; level 0 is the finest."""
-
-    shape: Shape
-    hps: Mapping[str, Any]
-
-    @property
-    def level(self) -> Level:
-        return self._level(self.hps["level"])
-
-    @property
-    def above(self) -> Level | None:
-        coarser = self.hps["level"] + 1
-        return self._level(coarser) if coarser < self.shape.levels else None
-
-    def _level(self, index: int) -> Level:
-        return Level(self.shape.names[index], self.shape.hps["l_bins"], 1, self.shape.hop_lengths[index])
-
-    @property
-    def num_samples(self) -> int:
-        """Of audio in a window."""
-        return self.hps["n_ctx"] * self.level.samples_per_step
-
-    @property
-    def prefix(self) -> LyricPrefix | None:
-        """The lyrics before the codes, where they are one sequence."""
-        return LyricPrefix(self.hps["n_tokens"], self.hps["n_vocab"]) if self.hps["single_enc_dec"] else None
-
-    @property
-    def encodes_lyrics(self) -> bool:
-        """Whether a transformer of their own reads the lyrics."""
-        return bool(self.hps["n_tokens"]) and not self.hps["single_enc_dec"]
 
 
 def read_prior(path: str | Path, hps: Mapping[str, object]) -> JukeboxPrior:
@@ -160,9 +88,8 @@ def window(hps: Mapping[str, object], z: Tensor, y: Tensor | None = None, z_abov
         raise InputError(f"z: {z.shape[1]} codes; expected {place.hps['n_ctx']}, or the first of them")
     if place.above is not None:
         codes[place.above.name] = above = _codes("z_above", z_above, place.above, batch_size)
-        if above.shape[-1] < (
-            needed := -(-z.shape[1] // (place.above.samples_per_step // place.level.samples_per_step))
-        ):
+        needed = -(-z.shape[1] * place.level.samples_per_step // place.above.samples_per_step)
+        if above.shape[-1] < needed:
             raise InputError(f"z_above: {above.shape[-1]} codes; expected {needed}, those above the {z.shape[1]} of z")
     if place.hps["labels"]:
         num_tokens, num_genres = place.hps["n_tokens"], place.hps["max_bow_genre_size"]
@@ -202,55 +129,6 @@ def _within(what: str, numbers: Tensor, least: int, count: int) -> Tensor:
     if wrong := numbers[(numbers < least) | (numbers >= count)].tolist():
         raise InputError(f"y: {what} {wrong[0]}; expected {least} to {count - 1}, of which this prior has learnt")
     return numbers
-
-
-def place_of(hps: Mapping[str, object]) -> Place:
-    """The hyperparameters with OpenAI's defaults in the place of what is absent, or an InputError."""
-    shape, given = shape_of(hps), {**_DEFAULTS, **hps}
-    given |= {key: flag(key, given.get(key)) for key in (*_FLAGS, *_UNLIKE)}
-    given |= {key: None if given.get(key) is None else _count(key, given[key]) for key in ("level", "n_tokens")}
-    given["n_tokens"] = given["n_tokens"] or 0
-    needed, top = [*_NEEDED], given["level"] == shape.levels - 1
-    if given["labels"]:
-        needed += ["y_bins", "min_duration", "max_duration"] if top else ["y_bins"]
-    needed += ["n_vocab"] if given["n_tokens"] else []
-    if absent := [key for key in needed if given.get(key) is None]:
-        raise InputError(f"hps.{absent[0]}: missing; expected {', '.join(needed)} as in OpenAI's hparams.py")
-    if given["level"] >= shape.levels:
-        raise InputError(f"hps.level={given['level']}: expected 0 to {shape.levels - 1}, finest first")
-    if unlike := [key for key in _UNLIKE if given[key]]:
-        raise InputError(f"hps.{unlike[0]}=True: no JukeboxPrior does this; expected False")
-    if given["single_enc_dec"] and not (given["n_tokens"] and given["labels"]):
-        raise InputError("hps.single_enc_dec=True: expected labels and n_tokens from 1 on beside it")
-    given |= _plain(given, needed)
-    return Place(shape, given)
-
-
-def _plain(given: Mapping[str, Any], needed: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """The hyperparameters that are numbers, as Python's own. Raises InputError on what is none, or cannot be."""
-    for key in (*_WHOLE, "n_vocab") if "n_vocab" in needed else _WHOLE:
-        yield key, whole(key, given[key])
-    for key in _DEPTHS:
-        yield key, whole(key, given[key], most=_DEEPEST)
-    for key in _FACTORS:
-        yield key, number(key, given[key], most=1024)
-    for key in ("blocks", "prime_blocks", "cond_dilation_cycle", "max_bow_genre_size"):
-        yield key, None if given.get(key) is None else whole(key, given[key])
-    for key in ("attn_order", "prime_attn_order"):
-        if isinstance(given[key], bool) or not isinstance(given[key], Integral) or given[key] not in _ORDERS:
-            raise InputError(f"hps.{key}={given[key]}: expected one of {', '.join(map(str, _ORDERS))}")
-    if "y_bins" in needed:
-        if not isinstance(bins := given["y_bins"], Sequence | np.ndarray) or len(bins) != 2:
-            raise InputError(f"hps.y_bins={bins}: expected two numbers, of genres and of artists")
-        yield "y_bins", [whole("y_bins", count) for count in bins]
-    if "min_duration" in needed:
-        yield "min_duration", (least := number("min_duration", given["min_duration"]))
-        yield "max_duration", number("max_duration", given["max_duration"], least)
-
-
-def _count(key: str, value: Any) -> int:
-    """A hyperparameter that is a whole number from 0 on."""
-    return 0 if isinstance(value, Integral) and value == 0 else whole(key, value)
 
 
 def _empty(place: Place) -> JukeboxPrior:
@@ -293,7 +171,7 @@ def _transformer(hps: Mapping[str, Any], kind: str, length: int, vocab_size: int
     """The prior's own, or with `kind` "prime_" the lyrics'."""
     dim, depth = hps[f"{kind}width" if kind else "prior_width"], hps[f"{kind}depth" if kind else "prior_depth"]
     inner_dim, hidden_dim = int(hps[f"{kind}m_attn"] * dim), int(hps[f"{kind}m_mlp"] * dim)
-    num_heads, order, blocks = hps[f"{kind}heads"], _ORDERS[hps[f"{kind}attn_order"]], hps[f"{kind}blocks"]
+    num_heads, order, blocks = hps[f"{kind}heads"], ORDERS[hps[f"{kind}attn_order"]], hps[f"{kind}blocks"]
     if inner_dim < 1 or inner_dim % num_heads:
         raise InputError(f"hps.{kind}heads={num_heads}: expected a divisor of {inner_dim}, the width of attention")
     if hidden_dim < 1:
@@ -301,7 +179,7 @@ def _transformer(hps: Mapping[str, Any], kind: str, length: int, vocab_size: int
     scale = 1 / depth if hps[f"{kind}res_scale"] else 1.0
 
     def block(layer: int) -> JukeboxBlock:
-        if order(layer) == _LYRICS:
+        if order(layer) == LYRICS_BESIDE:
             if kind or not hps["n_tokens"] or hps["single_enc_dec"]:
                 raise InputError(
                     f"hps.{kind}attn_order={hps[f'{kind}attn_order']}: there are no lyrics of an encoder to attend to"
@@ -315,16 +193,16 @@ def _transformer(hps: Mapping[str, Any], kind: str, length: int, vocab_size: int
 
 def _reach(function: int, length: int, blocks: Any, num_tokens: int, kind: str) -> Reach:
     """A layer's, with `blocks` rows."""
-    if function == _PAST:
+    if function == PAST:
         return Past()
     whole(f"{kind}blocks", blocks)
     if length % blocks:
         raise InputError(f"hps.{kind}blocks={blocks}: expected a divisor of the {length} steps of the transformer")
-    if function == _BEGINNING:
+    if function == BEGINNING:
         return Beginning((num_tokens // blocks + 1) * blocks)  # a few codes beside the lyrics, as OpenAI has it
-    if function == _ROW_ENDS:
+    if function == ROW_ENDS:
         return RowEnds(length // blocks, blocks)
-    kinds = {_ROW: Row, _COLUMN: Column, _PREVIOUS_ROW: PreviousRow}
+    kinds = {ROW: Row, COLUMN: Column, PREVIOUS_ROW: PreviousRow}
     return kinds[function](length // blocks)
 
 
@@ -374,11 +252,11 @@ def keys_of(place: Place) -> Iterator[tuple[str, str]]:
 def _transformer_keys(hps: Mapping[str, Any], kind: str, theirs: str, ours: str) -> Iterator[tuple[str, str]]:
     yield f"{theirs}x_emb.weight", f"{ours}embedding.weight"
     yield f"{theirs}pos_emb.pos_emb", f"{ours}positions"
-    order = _ORDERS[hps[f"{kind}attn_order"]]
+    order = ORDERS[hps[f"{kind}attn_order"]]
     for layer in range(hps[f"{kind}depth" if kind else "prior_depth"]):
         their_block, our_block = f"{theirs}transformer._attn_mods.{layer}", f"{ours}blocks.{layer}"
         to_lyrics = {"attn.c_attn": "mixer.query", "attn.c_enc_kv": "mixer.key_value"}
-        parts = to_lyrics if order(layer) == _LYRICS else {"attn.c_attn": "mixer.qkv"}
+        parts = to_lyrics if order(layer) == LYRICS_BESIDE else {"attn.c_attn": "mixer.qkv"}
         parts |= {"attn.c_proj": "mixer.out", "mlp.c_fc": "widen", "mlp.c_proj": "narrow"}
         for their_part, our_part in parts.items():
             yield from _matrix(f"{their_block}.{their_part}", f"{our_block}.{our_part}")
