@@ -15,8 +15,8 @@ BIN := .venv/bin
 demo: .venv/.ready ## the main job on the embedded music: codec, codes, priors, ten seconds of new music, a page
 	$(BIN)/python -m jukebox_lite.demo $(DEMO)
 
-test: .venv/.ready
-	$(BIN)/python -m pytest
+test: .venv/.ready ## as many at once as there are cores, each on one
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 lint: .venv/.ready
 	$(BIN)/ruff check .
