@@ -244,7 +244,7 @@ def learn_in_shards(rank: int, port: int) -> None:
 
 
 def test_muon_steps_matrices_in_shards_as_whole_ones():
-    """torch's summed the products of shards in bfloat16: 0.4 of a step of a matrix of low rank was another."""
+    """Summed from products of shards in bfloat16, 0.4 of a step of a matrix of low rank was another."""
     assert two(learn_in_shards) == [0, 0]
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from jukebox_lite.nn.transformer import CausalAttention, Transformer
-from jukebox_lite.training.optimizers import Muon, WidthScaledAdamW
+from jukebox_lite.training.optimizers import Muon, WidthScaledAdamW, orthogonal
 
 
 class Small(nn.Module):
@@ -35,8 +35,9 @@ def learn(model: Small, optimizer: torch.optim.Optimizer, steps: int) -> None:
         optimizer.step()
 
 
-def test_hidden_matrices_go_to_muon_and_the_rest_to_adamw():
-    """Bit for bit what torch's own two give on their shares, decided by hand."""
+def test_hidden_matrices_go_to_muon_and_the_rest_to_adamw(monkeypatch: pytest.MonkeyPatch):
+    """Bit for bit what torch's own two give on their shares, decided by hand, with products in bfloat16 as torch's."""
+    monkeypatch.setattr("jukebox_lite.training.optimizers.multiplies_bf16", lambda: True)
     ours, theirs = small(), small()
     matrices = ("heads.qkv.weight", "heads.out.weight", "widen.weight", "narrow.weight")
     hidden = [p for name, p in theirs.named_parameters() if name.endswith(matrices)]
@@ -55,6 +56,22 @@ def test_hidden_matrices_go_to_muon_and_the_rest_to_adamw():
     for (name, one), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         assert torch.equal(one, other), name
         assert not torch.equal(one, small().get_parameter(name)), name
+
+
+@pytest.mark.parametrize("shape", [(12, 12), (30, 7), (7, 30), (5, 1)])
+def test_singular_values_go_through_the_quintic_and_vectors_stay(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+):
+    """Against an SVD in float64; in bfloat16 as near as its 8 bits are."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    u, values, vh = torch.linalg.svd(x, full_matrices=False)
+    values = values / values.norm()
+    for _ in range(5):
+        values = 3.4445 * values - 4.775 * values**3 + 2.0315 * values**5
+    assert ((values > 0.6) & (values < 1.3)).all()
+    for narrow, atol in ((False, 1e-4), (True, 5e-2)):
+        monkeypatch.setattr("jukebox_lite.training.optimizers.multiplies_bf16", lambda narrow=narrow: narrow)
+        torch.testing.assert_close(orthogonal(x.float()).double(), u * values @ vh, rtol=0.0, atol=atol)
 
 
 def test_a_saved_state_goes_on_as_if_never_saved():
