@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
 from jukebox_lite.files import write_bytes
 from jukebox_lite.metrics.signal import power_spectrogram
 
 _SOFTEST_DB = -100.0
+_FEW_VALUES = 6  # of a setting, each of which has a tick of its own
 _STRETCHES = 64  # of a window, over which a noisy curve is averaged
 
 
@@ -120,6 +122,11 @@ def draw_sweep(path: Path, scores: Sequence[float], settings: Mapping[str, Seque
             axes.plot(numbers, known, ".", color="#4c8dd6")
             if min(numbers) > 0 and max(numbers) >= 10 * min(numbers):
                 axes.set_xscale("log")
+                axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+            if len(set(numbers)) <= _FEW_VALUES:
+                axes.set_xticks(sorted(set(numbers)))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
         else:
             axes.plot([str(value) for value in values], known, ".", color="#4c8dd6")
         axes.set(xlabel=name)
