@@ -21,7 +21,7 @@ class Muon(Optimizer):
 
     Muon's steps are scaled to the size of AdamW's (Liu et al. 2025, section 2.2), so that one `lr` and one
     `weight_decay` serve both. torch.optim.Muon, whose numbers these are, multiplies in bfloat16 anywhere, which takes
-    thirty times as long as float32 on processors that know no bfloat16: most of a prior's training step.
+    thirty times as long as float32 on processors that know no bfloat16.
     """
 
     def __init__(
@@ -41,6 +41,7 @@ class Muon(Optimizer):
         self._adamw = AdamW([each for each in named if each[0] not in names], lr, betas, weight_decay=weight_decay)
         matrices = {"params": hidden, "lr": lr, "weight_decay": weight_decay, "momentum": momentum}
         super().__init__([matrices, *self._adamw.param_groups], {})
+        self._multiplied_as = torch.bfloat16 if multiplies_bf16() else torch.float32
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -65,21 +66,18 @@ class Muon(Optimizer):
         average = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
         change = gradient.lerp(average, momentum)
         if isinstance(change, DTensor):
-            whole = orthogonal(change.full_tensor())
+            whole = orthogonal(change.full_tensor(), self._multiplied_as)
             change = distribute_tensor(whole, change.device_mesh, change.placements, src_data_rank=None)
         else:
-            change = orthogonal(change)
+            change = orthogonal(change, self._multiplied_as)
         matrix.mul_(1 - lr * weight_decay)
         matrix.add_(change, alpha=-lr * 0.2 * math.sqrt(max(matrix.shape)))
 
 
-def orthogonal(matrix: Tensor) -> Tensor:
-    """[M, N] with its singular values brought to between 0.7 and 1.2, by Newton-Schulz (Jordan 2024).
-
-    In bfloat16, where that is what the machine multiplies fastest.
-    """
+def orthogonal(matrix: Tensor, multiplied_as: torch.dtype) -> Tensor:
+    """[M, N] with its singular values near to 1, but for the least, by Newton-Schulz in a type (Jordan 2024)."""
     a, b, c = _QUINTIC
-    x = matrix.bfloat16() if multiplies_bf16() else matrix
+    x = matrix.to(multiplied_as)
     tall = x.shape[0] > x.shape[1]
     x = x.mT if tall else x
     x = x / x.norm().clamp(min=1e-7)  # no singular value is above 1
