@@ -13,7 +13,7 @@ from jukebox_lite.codecs.vqvae import HierarchicalVQVAE
 from jukebox_lite.datasets.audio_windows import AudioWindows
 from jukebox_lite.datasets.songs import Songs
 from jukebox_lite.errors import InputError
-from jukebox_lite.losses import WaveformL2, WeightedTerms
+from jukebox_lite.losses import Term, WaveformL2, WeightedTerms
 from jukebox_lite.nn.discriminators import Discriminators, PeriodDiscriminator, SpectrumDiscriminator
 from jukebox_lite.tasks.adversarial import Adversary, _differing, _passing, _telling
 from jukebox_lite.tasks.codec import CodecTask
@@ -84,7 +84,7 @@ def test_bands_that_are_none_are_refused(bands: list[float]):
         Discriminators(1, [2], [256], bands, 2)
 
 
-def task(folder: Path, start: int, balance_gradients: bool = False) -> CodecTask:
+def task(folder: Path, start: int, balance_gradients: bool = False, num_samples: int = 1024) -> CodecTask:
     """A small codec of 8 kHz, its discriminators and windows of tiny songs."""
     torch.manual_seed(0)
     return CodecTask(
@@ -92,7 +92,7 @@ def task(folder: Path, start: int, balance_gradients: bool = False) -> CodecTask
         partial(AudioWindows, songs=Songs(str(music(folder))), batch_size=2, num_samples=2048, seed=0),
         WeightedTerms({"l2": WaveformL2()}, {"l2": 1.0}),
         balance_gradients=balance_gradients,
-        adversary=partial(Adversary, discriminators, start, 1.0, 1.0),
+        adversary=partial(Adversary, discriminators, start, num_samples, 1.0, 1.0),
     )
 
 
@@ -115,6 +115,39 @@ def test_each_learns_from_its_own_loss_and_from_the_start_step_on(tmp_path: Path
     assert learnt == ["codec", "discriminator", "codec"]
     assert {f"{name}/{level}" for name in ("adversarial", "features") for level in ("top", "bottom")} <= late.keys()
     assert all(parameter.grad is None for each in parameters.values() for parameter in each)
+
+
+def test_a_discriminator_hears_one_place_of_the_music_and_of_all_levels(tmp_path: Path):
+    """It is random, the same in all, and the only one where a reconstruction is pulled."""
+    playing = task(tmp_path, start=0)
+    assert playing.adversary is not None
+    music = torch.arange(2048.0).repeat(2, 1, 1)
+    given: list[Tensor] = []
+
+    def critic(audio: Tensor) -> object:
+        given.append(audio)
+        return playing.models["discriminator"](audio)
+
+    places = set()
+    for seed in range(8):
+        torch.manual_seed(seed)
+        heard = {level: music.clone().requires_grad_() for level in ("top", "bottom")}
+        terms: dict[str, dict[str, Term]] = {level: {} for level in heard}
+        playing.adversary.play({"discriminator": critic}, music, heard, terms, lambda *_: None)  # pyright: ignore[reportArgumentType]
+        first = int(given[-1][0, 0, 0])
+        assert torch.equal(given[-1], torch.arange(first, first + 1024.0).expand(6, 1, 1024))
+        torch.stack([term.value for own in terms.values() for term in own.values()]).sum().backward()
+        for audio in heard.values():
+            pulled = audio.grad.abs().sum((0, 1)).nonzero()
+            assert first <= pulled.min() and pulled.max() < first + 1024
+        places.add(first)
+    assert len(places) > 4
+
+
+@pytest.mark.parametrize("num_samples", [255, 2049])
+def test_a_piece_too_short_or_too_long_is_refused(tmp_path: Path, num_samples: int):
+    with pytest.raises(InputError, match=rf"task\.adversary\.num_samples={num_samples}"):
+        task(tmp_path, start=0, num_samples=num_samples)
 
 
 def test_a_discriminator_learns_to_tell(tmp_path: Path):

@@ -77,6 +77,22 @@ def test_a_dry_run_leaves_its_name_free(world: World):
     assert not list((world.runs / "dry").iterdir())  # Hydra makes the folder
 
 
+def test_a_dry_run_counts_what_joins_in_late(world: World):
+    """A run of four steps is rehearsed by its last three; of these an adversary plays, which begins with the second."""
+    gflop = []
+    for first in (1, 9):
+        settings = (
+            f"name=dry-{first}",
+            "trainer.dry_run=true",
+            "discriminator.dim=32",
+            f"task.adversary.start={first}",
+        )
+        done = command("train.py", *world.adversarial(*settings))
+        assert done.code == 0, done.err
+        gflop.append(float(re.search(r"a step: ([\d.,]+) GFLOP", done.out)[1].replace(",", "")))
+    assert gflop[0] > gflop[1]
+
+
 def test_a_start_that_failed_leaves_its_name_free(world: World):
     """A misspelt folder of music was refused, and then so was the right one: its config was already another."""
     refused = command("train.py", *world.codec("name=retried", data=world.folder / "musik"))

@@ -174,6 +174,7 @@ class World:
         return self.codec(
             "task=adversarial_codec",
             "task.adversary.start=2",
+            "task.adversary.num_samples=1024",
             "task.balance_gradients=true",
             "discriminator.dim=1",
             "discriminator.fft_sizes=[256]",

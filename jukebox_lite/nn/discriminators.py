@@ -26,11 +26,12 @@ class Discriminators(nn.Module):
         super().__init__()
         if bands != sorted(set(bands)) or (bands[0], bands[-1]) != (0, 1):
             raise InputError(f"discriminator.bands={bands}: give rising edges from 0.0 to 1.0")
+        self.least_samples = max(fft_sizes)
         self.periods = nn.ModuleList(PeriodDiscriminator(channels, period, dim) for period in periods)
         self.spectra = nn.ModuleList(SpectrumDiscriminator(channels, size, bands, dim) for size in fft_sizes)
 
     def forward(self, audio: Tensor) -> Verdicts:
-        """Audio [B, C, N], at least a window long -> what each sees in it"""
+        """Audio [B, C, N], at least `least_samples` long -> what each sees in it"""
         audio = audio.float() - audio.float().mean((1, 2), keepdim=True)
         audio = _PEAK * audio / audio.abs().amax((1, 2), keepdim=True).clamp(min=1e-5)
         return [each(audio) for each in [*self.periods, *self.spectra]]

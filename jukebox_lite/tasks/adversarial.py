@@ -3,11 +3,11 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from jukebox_lite.errors import InputError
 from jukebox_lite.losses import Term, Terms
-from jukebox_lite.nn.discriminators import Verdicts
+from jukebox_lite.nn.discriminators import Discriminators, Verdicts
 from jukebox_lite.tasks.base import Models, Update
 
 
@@ -15,13 +15,15 @@ class Adversary:
     """From step `start` on, a codec's reconstructions are also to pass for music (DAC, Kumar et al. 2023).
 
     The discriminator learns by least squares to tell the music, 1, from every level's reconstruction, 0. The codec
-    then learns to be taken for music, and to have the discriminator see in it what it sees in the music.
+    then learns to be taken for music, and to have the discriminator see in it what it sees in the music. Of each
+    window the discriminator hears `num_samples` from a random place: what it judges is short, and it is large.
     """
 
     def __init__(
         self,
-        discriminator: Callable[..., nn.Module],
+        discriminator: Callable[..., Discriminators],
         start: int,
+        num_samples: int,
         adversarial_weight: float,
         feature_weight: float,
         channels: int,
@@ -29,12 +31,21 @@ class Adversary:
         if start < 0:
             raise InputError(f"task.adversary.start={start}: give the step from which it plays, 0 or later")
         self.discriminator = discriminator(channels=channels)
-        self.start, self.adversarial_weight, self.feature_weight = start, adversarial_weight, feature_weight
+        if num_samples < self.discriminator.least_samples:
+            raise InputError(
+                f"task.adversary.num_samples={num_samples}: give {self.discriminator.least_samples} or more, "
+                f"the longest of discriminator.fft_sizes"
+            )
+        self.start, self.num_samples = start, num_samples
+        self.adversarial_weight, self.feature_weight = adversarial_weight, feature_weight
 
     def play(
         self, models: Models, music: Tensor, heard: dict[str, Tensor], terms: dict[str, Terms], update: Update
     ) -> None:
         """The discriminator's update on music [B, C, N] and what each level made of it; then adds to the terms."""
+        start = int(torch.randint(music.shape[-1] - self.num_samples + 1, ()))
+        piece = slice(start, start + self.num_samples)
+        music, heard = music[..., piece], {level: audio[..., piece] for level, audio in heard.items()}
         both = torch.cat([music, *heard.values()]).detach()
         update("discriminator", _telling(models["discriminator"](both), len(music)))
         # The bare one: of its own gradients nothing is wanted, and several processes have nothing to exchange.

@@ -64,6 +64,11 @@ class CodecTask(Task):
         self.codec = codec
         self.windows = windows(sample_rate=codec.sample_rate, channels=codec.channels)
         _check_length(codec, self.windows.num_samples)
+        if self.adversary is not None and self.adversary.num_samples > self.windows.num_samples:
+            raise InputError(
+                f"task.adversary.num_samples={self.adversary.num_samples}: expected no more than "
+                f"windows.num_samples={self.windows.num_samples}"
+            )
         self.about = "\n".join([self.windows.songs.summary(), *map(self.room, codec.levels)])
         self.fingerprints = {"songs": self.windows.songs.fingerprint()}
 
@@ -80,7 +85,8 @@ class CodecTask(Task):
         output = models["codec"](audio)
         heard = {level: reconstruction for level, (reconstruction, _) in output.items()}
         if self.balance_gradients and torch.is_grad_enabled():
-            heard = {level: reconstruction.detach().requires_grad_() for level, reconstruction in heard.items()}
+            # Views, not the leaves: counting a step's FLOPs hooks what modules are given, and leaves forbid that.
+            heard = {level: audio.detach().requires_grad_().view_as(audio) for level, audio in heard.items()}
         return output, heard, self.loss(heard, audio)
 
     def total(self, output: Output, heard: Heard, terms: dict[str, Terms]) -> Tensor:

@@ -34,7 +34,8 @@ class Rehearsal:
         return [
             f"a step: {self.flop / 1e9:,.1f} GFLOP in {self.step_seconds:.3g} s, "
             f"{self.flop / self.step_seconds / 1e9:,.0f} GFLOP/s on each device",
-            f"time: {training} for {max_steps:,} steps, {validating} for {num_validations:,} validations",
+            f"time: {training} for {max_steps:,} steps like the last ones, "
+            f"{validating} for {num_validations:,} validations",
             f"memory: {self.memory_bytes / 2**30:.2f} GiB at most in these steps",
             f"disk: {num_checkpoints * self.checkpoint_bytes / 2**20:,.0f} MiB, for {num_checkpoints} checkpoints; "
             "samples beside them",
@@ -42,7 +43,11 @@ class Rehearsal:
 
 
 def rehearse(learner: Learner, reader: Reader, max_steps: int, validate: Callable[[], object]) -> Rehearsal:
-    """Takes a few steps of a learner that is not used again; nothing is written. `validate` does so once."""
+    """Takes a few steps of a learner that is not used again; nothing is written. `validate` does so once.
+
+    They are the last of the `max_steps`: what joins in late, as an adversary does, is there by then.
+    """
+    learner.step = max(0, max_steps - 1 - _TIMED_STEPS)
     with FlopCounterMode(display=False) as counter:
         learner.learn(reader, max_steps)
     learner.read_metrics()  # waits for the device, and raises if the first step is not finite

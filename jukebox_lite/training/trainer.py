@@ -162,13 +162,13 @@ class Trainer:
         learner = self._learner(task, seed)
         if self.compile:
             learner.compile()
+        told = [task.about, self._describe(learner)]
         with Reader(task.batch) as reader:
             found = rehearse(learner, reader, self.max_steps, partial(validate, learner, reader))
         if not learner.fabric.is_global_zero:
             return []
         num_validations = -(-self.max_steps // self.validate_every)
-        lines = found.lines(self.max_steps, num_validations, self.keep_last + 1)  # and the best
-        return [task.about, self._describe(learner), *lines]
+        return [*told, *found.lines(self.max_steps, num_validations, self.keep_last + 1)]  # and the best
 
     def _learner(self, task: Task, seed: int) -> Learner:
         """The task with all that it is learnt by."""
