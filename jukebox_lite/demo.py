@@ -26,6 +26,9 @@ LEVELS = ("top", "middle", "bottom")
 STEPS = {"top": 250, "middle": 400, "bottom": 700}  # of training: a finer level has more codes to learn from
 # Muon learns faster than AdamW, and the few codes of the top level by heart.
 RECIPES = {"top": (), "middle": ("optimizer=muon", "prior.dropout=0.1"), "bottom": ("optimizer=muon",)}
+# Each window below the top begins without a past, from the level above alone: upsamplers so young lose themselves in
+# what they have drawn before, which a window that goes on from the last one's end takes over.
+WINDOWS = ("windows=parallel", "overlap={top: 0.5, middle: 0.0, bottom: 0.0}")
 RUNS = Path("runs/demo")
 CHORALES = Path("data/chorales/songs")
 BESIDE = CHORALES / "bwv2.6.flac"  # the first held-out piece
@@ -66,6 +69,7 @@ def main() -> None:
         "labels.artist=J. S. Bach",
         "labels.genre=[church organ,strings]",
         "sampler.temperature={top: 0.95, middle: 0.9, bottom: 0.85}",
+        *WINDOWS,
     ]
     minutes["sampling"] = _run("sampling", sampling, console)
     minutes["all"] = (time.monotonic() - began) / 60
