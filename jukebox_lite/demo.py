@@ -117,7 +117,7 @@ def _run_side_by_side(commands: dict[str, list[str]], console: Console) -> dict[
             console.print(f"{name}: {line}", end="", highlight=False, markup=False, soft_wrap=True)
         codes[name] = running[name].wait()
         if codes[name] not in (0, _INTERRUPTED):  # all have got Ctrl-C; another word would not let them save
-            for process in running.values():
+            for process in list(running.values()):
                 process.terminate()
         return (time.monotonic() - began) / 60
 
