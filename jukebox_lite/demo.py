@@ -2,13 +2,10 @@
 
 import argparse
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import soundfile
@@ -23,17 +20,10 @@ from jukebox_lite.metrics.signal import describe, held_share
 from jukebox_lite.training.table import metrics
 
 LEVELS = ("top", "middle", "bottom")
-STEPS = {"top": 250, "middle": 400, "bottom": 700}  # of training: a finer level has more codes to learn from
-# Muon learns faster than AdamW, and the few codes of the top level by heart.
-RECIPES = {"top": (), "middle": ("optimizer=muon", "prior.dropout=0.1"), "bottom": ("optimizer=muon",)}
-# Each window below the top begins without a past, from the level above alone: upsamplers so young lose themselves in
-# what they have drawn before, which a window that goes on from the last one's end takes over.
-WINDOWS = ("windows=parallel", "overlap={top: 0.5, middle: 0.0, bottom: 0.0}")
 RUNS = Path("runs/demo")
 CHORALES = Path("data/chorales/songs")
 BESIDE = CHORALES / "bwv2.6.flac"  # the first held-out piece
 SECONDS = 10
-_INTERRUPTED = 128 + signal.SIGINT  # a process's exit code
 
 
 def main() -> None:
@@ -45,21 +35,19 @@ def main() -> None:
     began = time.monotonic()
     prepare_chorales(CHORALES, 64)
     minutes["chorales"] = (time.monotonic() - began) / 60
-    minutes["codec"] = _run("codec", ["train.py", "experiment=demo_vqvae", *overrides], console)
-    commands = {
-        level: [
-            "train.py",
-            "experiment=demo_prior",
-            f"task.level={level}",
-            f"trainer.max_steps={steps}",
-            *RECIPES[level],
-            *overrides,
-        ]
-        for level, steps in STEPS.items()
-    }
-    minutes |= _run_side_by_side(commands, console)
+    stages = {"codec": ["train.py", "experiment=demo_vqvae", *overrides]}
+    # Small models on a core each learn more together than one after the other on all cores; the longest goes first.
+    stages["priors"] = [
+        "train.py",
+        "-m",
+        f"experiment={','.join(f'demo_{level}' for level in reversed(LEVELS))}",
+        "launcher=joblib",
+        f"hydra.sweep.dir={RUNS}",
+        "hydra.sweep.subdir=${task.level}",
+        *overrides,
+    ]
     priors = ",".join(str(RUNS / level) for level in LEVELS)
-    sampling = [
+    stages["sampling"] = [
         "sample.py",
         f"priors=[{priors}]",
         f"name={RUNS.name}/sample",
@@ -69,10 +57,13 @@ def main() -> None:
         "labels.artist=J. S. Bach",
         "labels.genre=[church organ,strings]",
         "sampler.temperature={top: 0.95, middle: 0.9, bottom: 0.85}",
-        *WINDOWS,
+        # A window below the top begins without a past, from the level above alone: upsamplers so young lose themselves
+        # in what they have drawn before, which a window that goes on from the last one's end takes over.
+        "windows=parallel",
+        "overlap={top: 0.5, middle: 0.0, bottom: 0.0}",
     ]
-    minutes["sampling"] = _run("sampling", sampling, console)
-    minutes["all"] = (time.monotonic() - began) / 60
+    for name, command in stages.items():
+        minutes[name] = _run(name, command, console)
     figures = _figures(minutes)
     write_text(RUNS / "figures.json", json.dumps(figures, indent=1))
     _show(figures, console)
@@ -81,61 +72,18 @@ def main() -> None:
 
 def _run(name: str, command: Sequence[str], console: Console) -> float:
     """Runs a stage in a process of its own; returns its minutes, and ends the demo if it fails."""
-    _announce(name, command, console)
+    console.print(
+        f"\n== {name}: python {' '.join(command)}", style="bold", highlight=False, markup=False, soft_wrap=True
+    )
     began = time.monotonic()
     process = subprocess.Popen([sys.executable, *command])
     try:
         code = process.wait()
     except KeyboardInterrupt:  # it has got Ctrl-C as well, and saves before it ends
-        code = process.wait() or _INTERRUPTED
+        code = process.wait() or 130
     if code:
         sys.exit(code)
     return (time.monotonic() - began) / 60
-
-
-def _run_side_by_side(commands: dict[str, list[str]], console: Console) -> dict[str, float]:
-    """Runs stages that do not wait for each other, the last first, as many at once as there are cores; their minutes.
-
-    Small models on one core each learn more together than one after the other on all cores. An accelerator takes them
-    one by one. Where one fails, the others are stopped, which saves them, and the demo ends.
-    """
-    at_once = 1 if torch.accelerator.is_available() else min(len(commands), torch.get_num_threads())
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads() // at_once)}
-    running: dict[str, subprocess.Popen[str]] = {}
-    codes: dict[str, int] = {}
-
-    def run(name: str, command: Sequence[str]) -> float:
-        if any(codes.values()):
-            return 0.0
-        _announce(name, command, console)
-        began = time.monotonic()
-        whole = [sys.executable, "-u", *command]
-        running[name] = subprocess.Popen(
-            whole, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-        )
-        for line in running[name].stdout or ():
-            console.print(f"{name}: {line}", end="", highlight=False, markup=False, soft_wrap=True)
-        codes[name] = running[name].wait()
-        if codes[name] not in (0, _INTERRUPTED):  # all have got Ctrl-C; another word would not let them save
-            for process in list(running.values()):
-                process.terminate()
-        return (time.monotonic() - began) / 60
-
-    with ThreadPoolExecutor(at_once) as pool:
-        futures = {name: pool.submit(run, name, commands[name]) for name in reversed(commands)}
-        try:
-            minutes = {name: futures[name].result() for name in commands}
-        except KeyboardInterrupt:
-            codes["demo"], minutes = _INTERRUPTED, {}
-    if failed := [code for code in codes.values() if code]:
-        sys.exit(failed[0])
-    return minutes
-
-
-def _announce(name: str, command: Sequence[str], console: Console) -> None:
-    console.print(
-        f"\n== {name}: python {' '.join(command)}", style="bold", highlight=False, markup=False, soft_wrap=True
-    )
 
 
 def _figures(minutes: dict[str, float]) -> dict[str, dict[str, float]]:

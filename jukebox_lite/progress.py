@@ -4,12 +4,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from multiprocessing import parent_process
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 PATIENCE = 2.0  # seconds; what is done by then needs no bar
 LINE_SECONDS = 10.0  # between plain lines
+
+
+def people() -> Console:
+    """Where people are told: standard error. One of several processes that share it draws no bar over the others'."""
+    return Console(stderr=True, force_terminal=None if parent_process() is None else False)
 
 
 @contextmanager
@@ -20,7 +26,7 @@ def progress(
 
     What was done `before`, by another process, counts as done and not for the rate.
     """
-    console = console or Console(stderr=True)
+    console = console or people()
     columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeRemainingColumn()
     bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
     bar = bars.add_task(doing, total=total, state="")

@@ -240,6 +240,7 @@ def test_a_sweep_is_a_folder_of_runs_and_a_table(world: World, capsys: pytest.Ca
     arguments = world.codec("name=wide", "codec.dim=8,16", "seed=0,1", "launcher=joblib")
     done = finish(start("train.py", "-m", *arguments))
     assert done.code == 0, done.err
+    assert all(re.search(rf"^{job}: step 4/4 ", done.err, re.MULTILINE) for job in range(4))  # it is told whose
     folder = world.runs / "sweeps" / "wide"
     rows = table.read_rows(folder)
     assert sorted(row.name for row in rows) == ["0", "1", "2", "3"]

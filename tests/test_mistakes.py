@@ -40,7 +40,11 @@ def mistakes() -> Iterator[tuple[str, str, str]]:
     yield "an unknown group", f"{codec} experimnt=vqvae", "no setting 'experimnt'; did you mean experiment"
     yield "an unknown setting", f"{codec} sed=1", "no setting 'sed'; did you mean seed"
     yield "an unknown option", f"{codec} quantizer=vqq", "quantizer=vqq does not exist; did you mean vq"
-    yield "an unknown experiment", "train.py experiment=nope", "experiment=nope does not exist; there are demo_prior"
+    yield (
+        "an unknown experiment",
+        "train.py experiment=nope",
+        "experiment=nope does not exist; there are demo_bottom, demo_middle",
+    )
     yield "an open bracket", f"{codec} codec.dim=[3", r"codec.dim=\[3 cannot be read"
     yield "values unquoted", "sample.py priors 'labels.genre=piano; organ'", "cannot be read.*quote odd signs twice"
     yield "no level", "train.py experiment=prior data.root=x codec.run=y", "'task.level' is not set: give task.level="

@@ -7,7 +7,8 @@ import time
 import pytest
 from rich.console import Console
 
-from jukebox_lite.progress import progress
+from jukebox_lite import progress as told_by
+from jukebox_lite.progress import people, progress
 
 
 def told(terminal: bool) -> str:
@@ -45,3 +46,12 @@ def test_what_another_process_did_is_no_part_of_the_rate():
     (line,) = console.file.getvalue().splitlines()
     rate = float(re.search(r"1,000 of 1,000 codes, ([\d.]+) a second", line)[1])
     assert rate <= 50
+
+
+def test_one_of_several_processes_draws_no_bar(monkeypatch: pytest.MonkeyPatch):
+    """Two jobs of a sweep drew theirs over each other, on one line of one terminal."""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # standard error passes for a terminal
+    monkeypatch.setattr(told_by, "parent_process", lambda: None)
+    assert people().is_terminal
+    monkeypatch.setattr(told_by, "parent_process", object)
+    assert not people().is_terminal

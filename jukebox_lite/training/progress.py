@@ -3,12 +3,15 @@
 import time
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bars
+
+from jukebox_lite.progress import people
 
 _LINE_SECONDS = 30.0  # between plain lines
 _FIRST_ESTIMATE = 10  # steps; the first one compiles, fills caches and says little
@@ -19,7 +22,8 @@ class Progress:
 
     def __init__(self, folder: Path, step: int, max_steps: int, rate_unit: str, console: Console | None = None) -> None:
         self.max_steps, self.rate_unit = max_steps, rate_unit
-        self.console = console or Console(stderr=True)
+        self.console = console or people()
+        self._whose = "" if parent_process() is None else f"{folder.name}: "  # of a sweep's jobs side by side
         self._file = (folder / "train.log").open("a", encoding="utf-8", buffering=1)
         self._start, self._began, self._last_line = step, 0.0, time.monotonic()
         columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[state]}"))
@@ -37,7 +41,7 @@ class Progress:
 
     def say(self, line: str) -> None:
         """A line that stays."""
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self._print(line)
         self.log(line)
 
     def advance(self, step: int) -> None:
@@ -62,7 +66,10 @@ class Progress:
         line = f"step {step:,}/{self.max_steps:,}  {self._state}  {self._left(step)}"
         self.log(line)
         if self._bars.disable or validated:
-            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            self._print(line)
+
+    def _print(self, line: str) -> None:
+        self.console.print(self._whose + line, highlight=False, markup=False, soft_wrap=True)
 
     def log(self, line: str) -> None:
         """A line for train.log alone, with the time."""
